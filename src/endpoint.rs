@@ -76,9 +76,7 @@ impl Endpoint {
                 Ok(Self(Address::Ipc(IpcName::Path(Path::new(".").join(path)))))
             }
             Ok(()) => Ok(Self(Address::Ipc(IpcName::Path(path.to_path_buf())))),
-            Err(reason) => {
-                Err(EndpointError { text: format!("ipc://{}", path.display()), reason })
-            }
+            Err(reason) => Err(EndpointError { text: format!("ipc://{}", path.display()), reason }),
         }
     }
 

@@ -209,8 +209,8 @@ pub enum ProtocolError {
         /// What is allowed.
         limit: usize,
     },
-    /// More subscriptions than `max_subscriptions` allows.
-    #[error("more than {limit} subscriptions (max_subscriptions)")]
+    /// More subscriptions than `max_subscription_bytes` allows.
+    #[error("subscriptions of more than {limit} octets in all (max_subscription_bytes)")]
     TooManySubscriptions {
         /// What is allowed.
         limit: usize,

@@ -100,7 +100,9 @@ impl Message {
             Repr::One(one) => vec![one],
             Repr::Two(one, two) => vec![one, two],
             Repr::Many(many) => many,
-            Repr::Wire(wire) => Frames(FramesRepr::Wire(&wire)).map(|f| wire.slice_ref(f)).collect(),
+            Repr::Wire(wire) => {
+                Frames(FramesRepr::Wire(&wire)).map(|f| wire.slice_ref(f)).collect()
+            }
         }
     }
 

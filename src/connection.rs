@@ -1,0 +1,366 @@
+//! The one task of a connection: the handshake, then octets in both directions until the end.
+//!
+//! The steady state is one hand-written poll over writing, reading and the clock; each turn of it is
+//! bounded, so that no connection keeps the others from running.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+use crate::blocks::{BLOCK, Blocks, ROOM};
+use crate::engine::{EngineConfig, HANDSHAKE_MAX};
+use crate::error::DisconnectCause;
+use crate::greeting::GREETING;
+use crate::hub::{Closing, Hub, PeerId, Wire, Writing, Written, write_flight};
+use crate::monitor::{PeerInfo, SessionInfo};
+use crate::session::{Handshake, Next, Session};
+use crate::transport::{Reader, Writer};
+
+/// What all connections of a socket share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) engine: Arc<EngineConfig>,
+    pub(crate) blocks: Blocks,
+}
+
+/// A connection before READY.
+#[derive(Debug)]
+pub(crate) struct Greeter {
+    reader: Reader,
+    writer: Arc<Writer>,
+    handshake: Handshake,
+    buf: BytesMut,
+}
+
+impl Greeter {
+    pub(crate) fn new(shared: &Shared, reader: Reader, writer: Arc<Writer>) -> Self {
+        let handshake = Handshake::new(shared.engine.clone());
+        Self { reader, writer, handshake, buf: BytesMut::with_capacity(256) }
+    }
+
+    /// Runs the handshake, within `handshake_timeout`.
+    pub(crate) async fn greet(
+        &mut self,
+        limit: Option<Duration>,
+    ) -> Result<SessionInfo, DisconnectCause> {
+        match limit {
+            None => self.shake().await,
+            Some(limit) => match timeout(limit, self.shake()).await {
+                Ok(result) => result,
+                Err(_) => Err(DisconnectCause::HandshakeTimeout(limit)),
+            },
+        }
+    }
+
+    async fn shake(&mut self) -> Result<SessionInfo, DisconnectCause> {
+        loop {
+            let step = self.handshake.input(&mut self.buf);
+            let sent = self.send().await;
+            // what the peer did wrong says more than that it is gone by now
+            let step = step?;
+            sent?;
+            match step {
+                Ok(info) => return Ok(info),
+                Err(needed) => {
+                    let more = needed.saturating_sub(self.buf.len()).min(HANDSHAKE_MAX + GREETING);
+                    self.buf.reserve(more);
+                }
+            }
+            if poll_fn(|cx| self.reader.poll_read(cx, &mut self.buf)).await? == 0 {
+                return Err(DisconnectCause::PeerClosed);
+            }
+        }
+    }
+
+    async fn send(&mut self) -> io::Result<()> {
+        let out = self.handshake.out();
+        while !out.is_empty() {
+            poll_fn(|cx| self.writer.poll_write_ready(cx)).await?;
+            match self.writer.try_write_vectored(&[io::IoSlice::new(out)]) {
+                Ok(octets) => drop(out.drain(..octets)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The connection from here on.
+    pub(crate) fn open(self, shared: Arc<Shared>, peer: PeerId, info: Arc<PeerInfo>) -> Connection {
+        let Self { reader, writer, handshake, buf } = self;
+        let now = Instant::now();
+        let hub = shared.hub.clone();
+        let session =
+            Session::open(handshake, hub.clone(), peer, info, writer.clone(), now.into_std());
+        Connection {
+            shared,
+            hub,
+            peer,
+            reader,
+            writer,
+            session,
+            buf,
+            buffer: Buffer::Rest,
+            needed: 0,
+            largest: 0,
+            unread: true,
+            left: 0,
+            state: State::Open,
+            close_by: None,
+            timer: Box::pin(sleep_until(now)),
+            timer_at: now,
+        }
+    }
+}
+
+/// A connection from READY to its end.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    shared: Arc<Shared>,
+    hub: Arc<Hub>,
+    peer: PeerId,
+    reader: Reader,
+    writer: Arc<Writer>,
+    session: Session,
+    /// What came in and is not whole yet: in a block while octets are coming, else just that.
+    buf: BytesMut,
+    buffer: Buffer,
+    /// What the buffer must come to hold for anything to happen, as far as the peer says.
+    needed: usize,
+    /// The most octets that were ever whole at once: a peer that sends large messages is read
+    /// from in large pieces.
+    largest: usize,
+    /// Whether `buf` is to be looked at although nothing new has come.
+    unread: bool,
+    /// Octets of the session's that the socket would not take for now.
+    left: usize,
+    state: State,
+    /// When this side stops waiting for its queue to be flushed, or for the peer to close.
+    close_by: Option<Instant>,
+    timer: Pin<Box<Sleep>>,
+    timer_at: Instant,
+}
+
+/// What kind of buffer octets are read into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Buffer {
+    /// Just the rest of a message, while nothing is coming.
+    Rest,
+    /// A block of the socket's.
+    Block,
+    /// The connection's own, for a message larger than a block.
+    Large,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// Nothing more is sent; what is on its way here still counts, until the peer has closed too.
+    Draining,
+}
+
+impl Connection {
+    /// Runs until the connection ends; tells why.
+    pub(crate) async fn run(mut self) -> DisconnectCause {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DisconnectCause> {
+        for _ in 0..TURNS {
+            match self.turn(cx) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(cause) => return Poll::Ready(cause),
+            }
+        }
+        // others are to run before more is done here
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// One round of writing, reading and the clock. `Ok(false)`: nothing more to do until woken.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, DisconnectCause> {
+        let wrote = self.write(cx)?;
+        let read = self.read(cx)?;
+        Ok(wrote || read || self.watch_clock(cx)?)
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, DisconnectCause> {
+        loop {
+            let (writing, closing) =
+                self.hub.begin_write(self.peer, self.session.out(), cx.waker());
+            self.left = self.session.out().len();
+            let idle = match writing {
+                Writing::Flight(mut launched) => {
+                    let how = write_flight(&*self.writer, &mut launched.flight);
+                    self.hub.end_write(launched, how);
+                    match how {
+                        Written::All => return Ok(true),
+                        Written::WouldBlock => continue,
+                        Written::Failed(kind) => return Err(io::Error::from(kind).into()),
+                    }
+                }
+                Writing::Blocked => match self.writer.poll_write_ready(cx)? {
+                    Poll::Ready(()) => {
+                        self.hub.unblock(self.peer);
+                        continue;
+                    }
+                    Poll::Pending => false,
+                },
+                Writing::Broken(kind) => return Err(io::Error::from(kind).into()),
+                Writing::Busy => false,
+                Writing::Idle => true,
+            };
+            return match closing {
+                Some(closing) => self.close(closing, idle),
+                None => Ok(false),
+            };
+        }
+    }
+
+    /// This side wants to close: it does when all is sent, or when it is late.
+    fn close(&mut self, closing: Closing, flushed: bool) -> Result<bool, DisconnectCause> {
+        let now = Instant::now();
+        let deadline = closing.deadline.map(Instant::from_std);
+        self.close_by = match self.state {
+            State::Open => deadline,
+            // the socket is closing: what still comes in is only counted, which is not worth a
+            // long wait
+            State::Draining if self.hub.is_closing() => {
+                Some(self.close_by.unwrap_or(now + DRAIN).min(now + DRAIN))
+            }
+            // an endpoint is being removed: what the peer has sent is for the application, which
+            // may take its time
+            State::Draining => deadline,
+        };
+        if self.state == State::Open && flushed {
+            self.hub.note_flushed(self.peer);
+            self.writer.shut_down()?;
+            self.state = State::Draining;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, DisconnectCause> {
+        let mut budget = READ_TURN;
+        loop {
+            if std::mem::take(&mut self.unread) {
+                let before = self.buf.len();
+                match self.session.input(&mut self.buf, Instant::now().into_std())? {
+                    Next::Read(needed) => self.needed = needed,
+                    next => {
+                        self.unread = true;
+                        self.settle_buffer();
+                        return Ok(next == Next::Write && self.left == 0);
+                    }
+                }
+                self.largest = self.largest.max(before - self.buf.len());
+                if self.session.out().len() > self.left {
+                    return Ok(true);
+                }
+            }
+            if budget == 0 {
+                return Ok(true);
+            }
+            self.make_room();
+            match self.reader.poll_read(cx, &mut self.buf)? {
+                Poll::Ready(0) => {
+                    return Err(match self.state {
+                        State::Open => DisconnectCause::PeerClosed,
+                        State::Draining => DisconnectCause::Local,
+                    });
+                }
+                Poll::Ready(octets) => {
+                    budget = budget.saturating_sub(octets);
+                    self.session.received(octets);
+                    self.unread = true;
+                }
+                Poll::Pending => {
+                    self.settle_buffer();
+                    return Ok(false);
+                }
+            }
+        }
+    }
+
+    /// Room for the next read: in a block, or for a message that is larger in a buffer of its own.
+    fn make_room(&mut self) {
+        let capacity = self.buf.capacity();
+        let spare = capacity - self.buf.len();
+        let awaited = self.buffer != Buffer::Rest && self.needed <= capacity;
+        if spare >= ROOM || (spare > 0 && awaited && self.buf.len() > SMALL_REST) {
+            return;
+        }
+        if self.needed > BLOCK {
+            // grown by what has come, not by what was announced, but for a peer that has kept its
+            // word before
+            let trusted = self.buf.len().max(self.largest).max(BLOCK);
+            self.buf.reserve(trusted.min(self.needed.saturating_sub(self.buf.len())).max(ROOM));
+            self.buffer = Buffer::Large;
+        } else {
+            let mut block = self.shared.blocks.get();
+            block.extend_from_slice(&self.buf);
+            self.change_buffer(block, Buffer::Block);
+        }
+    }
+
+    /// Nothing is coming: the block goes back, a small rest is kept without it.
+    fn settle_buffer(&mut self) {
+        if self.buffer != Buffer::Rest && self.buf.len() <= SMALL_REST {
+            let rest = BytesMut::from(&self.buf[..]);
+            self.change_buffer(rest, Buffer::Rest);
+        }
+    }
+
+    fn change_buffer(&mut self, buf: BytesMut, buffer: Buffer) {
+        let mut old = std::mem::replace(&mut self.buf, buf);
+        if std::mem::replace(&mut self.buffer, buffer) == Buffer::Block {
+            old.clear();
+            self.shared.blocks.put(old);
+        }
+    }
+
+    /// Does what the clock asks for, and sees to being woken when it does so next.
+    fn watch_clock(&mut self, cx: &mut Context<'_>) -> Result<bool, DisconnectCause> {
+        loop {
+            let now = Instant::now();
+            self.session.tick(now.into_std())?;
+            if self.session.out().len() > self.left {
+                return Ok(true);
+            }
+            if self.close_by.is_some_and(|at| at <= now) {
+                return Err(DisconnectCause::Local);
+            }
+            let tick = self.session.next_tick().map(Instant::from_std);
+            let Some(next) = tick.into_iter().chain(self.close_by).min() else { return Ok(false) };
+            if next != self.timer_at {
+                self.timer.as_mut().reset(next);
+                self.timer_at = next;
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return Ok(false);
+            }
+        }
+    }
+}
+
+/// Rounds of a connection before others have their turn.
+const TURNS: usize = 16;
+
+/// Octets read in a round.
+const READ_TURN: usize = 2 * BLOCK;
+
+/// A rest of a message that is copied out of a block rather than pinning it.
+const SMALL_REST: usize = 4 * 1024;
+
+/// How long a closed socket's connection waits for the peer to close as well. Closing with octets
+/// unread would reset the connection, and could take from the peer what it has not read yet.
+const DRAIN: Duration = Duration::from_millis(500);

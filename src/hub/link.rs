@@ -1,0 +1,538 @@
+//! What connections do to the hub: come and go, fetch what there is to write, bring what came in.
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use super::{After, Hub, Inbox, Link, Outbox, Peer, PeerId, Slot, State, Waiting, Wire};
+use crate::command::Subscription;
+use crate::endpoint::Endpoint;
+use crate::engine::framing_of;
+use crate::error::ProtocolError;
+use crate::framing::{Framing, split_any_frame};
+use crate::greeting::Version;
+use crate::inbox::Chunk;
+use crate::monitor::{Event, PeerInfo};
+use crate::outbox::{BATCH, Flight, Payload};
+use crate::socket_type::SocketType;
+use crate::stats::{DropReason, Incoming, Outgoing};
+
+/// What a connection task finds when it asks for something to write.
+#[derive(Debug)]
+pub(crate) enum Writing {
+    /// These octets.
+    Flight(Launched),
+    /// Nothing; the task will be woken when there is.
+    Idle,
+    /// A sender is writing; the task will be woken if something remains.
+    Busy,
+    /// The kernel takes no more for now.
+    Blocked,
+    /// A sender's write failed.
+    Broken(io::ErrorKind),
+}
+
+/// A flight on its way, and whose it is.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(super) peer: PeerId,
+    pub(super) session: u32,
+    pub(crate) flight: Flight,
+}
+
+/// How a write ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Written {
+    All,
+    WouldBlock,
+    Failed(io::ErrorKind),
+}
+
+/// This side wants a connection gone, once its queue is flushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Closing {
+    /// When flushing must end; `None`: never.
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Closing {
+    /// Within `linger` from `now`.
+    pub(crate) fn within(linger: Option<Duration>, now: Instant) -> Self {
+        // a linger that ends beyond the clock's end is one without end
+        Self { deadline: linger.and_then(|linger| now.checked_add(linger)) }
+    }
+}
+
+/// Why a connection leaves the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// It was lost; a connected endpoint keeps its queue for the next connection.
+    Lost,
+    /// This side wants it gone for good.
+    Closed,
+}
+
+/// Writes as much as the kernel takes.
+pub(crate) fn write_flight(wire: &dyn Wire, flight: &mut Flight) -> Written {
+    while !flight.is_done() {
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let count = flight.io_slices(&mut slices);
+        match wire.try_write_vectored(slices.get(..count).unwrap_or_default()) {
+            Ok(0) => return Written::Failed(io::ErrorKind::WriteZero),
+            Ok(octets) => flight.advance(octets),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Written::WouldBlock,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Written::Failed(error.kind()),
+        }
+    }
+    Written::All
+}
+
+impl State {
+    /// Takes a flight back, with what became of it; nobody writes to that peer then.
+    fn settle(&mut self, launched: Launched, how: Written, after: &mut After) {
+        let Launched { peer: id, session, flight } = launched;
+        let progress = flight.progress() as u64;
+        // a peer is not retired while it has a flight out, so that the slot is still its own
+        let Some(slot) = self.peers.get_mut(id.index as usize) else { return };
+        let Some(peer) = slot.peer.as_deref_mut() else { return };
+        let mut sent = peer.outbox.settle(flight, &mut self.pool);
+        let late = peer.session != session || peer.link.is_none();
+        if late {
+            // the connection that it was written to is gone
+            let framing = peer.link.as_ref().map_or(Framing::New, |link| framing_of(link.version));
+            sent += peer.outbox.rewind(framing, &mut self.pool);
+        }
+        peer.out.sent += sent as u64;
+        peer.out.bytes += progress;
+        if peer.outbox.is_idle() {
+            peer.dropping = false;
+        }
+        let low = sent > 0 && peer.outbox.is_low();
+        let rest = !peer.outbox.is_idle();
+        if let Some(link) = peer.link.as_mut().filter(|_| !late) {
+            match how {
+                Written::All => {}
+                Written::WouldBlock => link.blocked = true,
+                Written::Failed(kind) => link.broken = Some(kind),
+            }
+        }
+        if low {
+            after.wakers.extend(self.senders.drain());
+        }
+        if rest || how != Written::All {
+            self.nudge(id.index, after);
+        }
+        self.retire(id.index);
+    }
+
+    /// Takes a peer off the lanes that PUSH and XSUB send on.
+    fn leave_lanes(&mut self, index: u32) {
+        if let Some(lane) = self.lanes.iter().position(|at| *at == index) {
+            self.lanes.remove(lane);
+            if lane < self.next_lane {
+                self.next_lane -= 1;
+            }
+            if self.next_lane >= self.lanes.len() {
+                self.next_lane = 0;
+            }
+        }
+    }
+}
+
+impl Hub {
+    /// A peer without a connection yet. `persistent`: a connected endpoint's place, whose queue
+    /// fills before there is a connection and outlives it.
+    pub(crate) fn add_peer(&self, endpoint: Endpoint, persistent: bool) -> PeerId {
+        let options = &self.options;
+        let peer = Box::new(Peer {
+            endpoint,
+            persistent,
+            info: None,
+            link: None,
+            session: 0,
+            outbox: Outbox::new(options.send_hwm, options.send_hwm_bytes),
+            inbox: Inbox::new(options.recv_hwm, options.recv_hwm_bytes),
+            listed: false,
+            gone: None,
+            closing: None,
+            flushed: false,
+            dropping: false,
+            out: Outgoing::default(),
+            inc: Incoming::default(),
+        });
+        let mut after = After::default();
+        let mut state = self.lock();
+        let index = match state.free.pop() {
+            Some(index) => index,
+            None => {
+                state.peers.push(Slot { generation: 0, peer: None });
+                // a process has far fewer connections than that
+                state.peers.len() as u32 - 1
+            }
+        };
+        let mut generation = 0;
+        if let Some(slot) = state.peers.get_mut(index as usize) {
+            slot.peer = Some(peer);
+            generation = slot.generation;
+        }
+        if matches!(self.kind, SocketType::Push | SocketType::XSub) {
+            state.lanes.push(index);
+            after.wakers.extend(state.senders.drain());
+        }
+        drop(state);
+        self.finish(after);
+        PeerId { index, generation }
+    }
+
+    /// A connection is through its handshake: messages flow.
+    pub(crate) fn attach(
+        &self,
+        id: PeerId,
+        info: Arc<PeerInfo>,
+        version: Version,
+        wire: Arc<dyn Wire>,
+    ) {
+        let mut after = After::default();
+        let mut state = self.lock();
+        state.connections += 1;
+        let State { peers, pool, .. } = &mut *state;
+        let slot = peers.get_mut(id.index as usize);
+        let Some(peer) = slot.and_then(|slot| slot.peer.as_deref_mut()) else { return };
+        peer.info = Some(info.clone());
+        peer.session = peer.session.wrapping_add(1);
+        if !peer.outbox.is_flying() {
+            peer.outbox.set_framing(framing_of(version), pool);
+        }
+        peer.link = Some(Link {
+            version,
+            wire,
+            waker: None,
+            scheduled: true,
+            blocked: false,
+            broken: None,
+            paused: false,
+            last_write: None,
+            changes: 1,
+            sync_sent: 0,
+            sync_done: 0,
+        });
+        match self.kind {
+            SocketType::Sub | SocketType::XSub => state.send_whole_filter(id.index),
+            SocketType::Pub | SocketType::XPub => {
+                // what an earlier connection was subscribed to is not what this one wants
+                self.forget_subscriptions(&mut state, id.index, &mut after);
+                if version == Version::V1_0 {
+                    // such a peer may have no way to subscribe: it gets everything, as from libzmq
+                    let all = Subscription::Subscribe(b"");
+                    let taken = self.take_change(&mut state, id.index, all, &mut after);
+                    debug_assert!(taken.is_ok(), "the first subscription is within any limit");
+                }
+                if let Some(welcome) = &self.options.xpub_welcome {
+                    let State { peers, pool, .. } = &mut *state;
+                    let slot = peers.get_mut(id.index as usize);
+                    if let Some(peer) = slot.and_then(|slot| slot.peer.as_deref_mut()) {
+                        peer.outbox.push(Payload::Message(welcome), pool);
+                        peer.out.accepted += 1;
+                    }
+                }
+            }
+            _ => {}
+        }
+        after.wakers.extend(state.senders.drain());
+        after.wakers.extend(state.watchers.drain());
+        drop(state);
+        after.events.push(Event::HandshakeSucceeded { peer: info });
+        self.finish(after);
+    }
+
+    /// A connection ended, or an endpoint that never had one is given up. Returns how many messages
+    /// died with it.
+    pub(crate) fn detach(&self, id: PeerId, leaving: Leaving) -> u64 {
+        let mut after = After::default();
+        let mut state = self.lock();
+        let State { peers, pool, .. } = &mut *state;
+        let slot = peers.get_mut(id.index as usize).filter(|slot| slot.generation == id.generation);
+        let Some(peer) = slot.and_then(|slot| slot.peer.as_deref_mut()) else { return 0 };
+        peer.link = None;
+        peer.outbox.control().clear();
+        let before = peer.out.dropped.total();
+        if leaving == Leaving::Lost && peer.persistent {
+            if !peer.outbox.is_flying() {
+                peer.out.sent += peer.outbox.rewind(Framing::New, pool) as u64;
+            }
+        } else {
+            peer.gone = Some(match leaving {
+                Leaving::Lost => DropReason::PeerGone,
+                Leaving::Closed => DropReason::Linger,
+            });
+            if !peer.outbox.is_flying() {
+                let settled = peer.outbox.clear(pool);
+                peer.out.sent += settled.sent as u64;
+                let reason = peer.gone.unwrap_or(DropReason::PeerGone);
+                peer.out.dropped.add(reason, settled.dropped as u64);
+            }
+        }
+        let discarded = peer.out.dropped.total() - before;
+        let closing = state.closing.is_some();
+        if let Some(peer) = state.at(id.index)
+            && closing
+        {
+            let unread = peer.inbox.clear();
+            state.drop_incoming(id.index, DropReason::Closed, unread);
+        }
+        if state.at(id.index).is_some_and(|peer| peer.gone.is_some()) {
+            state.leave_lanes(id.index);
+            self.forget_subscriptions(&mut state, id.index, &mut after);
+            state.retire(id.index);
+        }
+        after.wakers.extend(state.watchers.drain());
+        drop(state);
+        self.finish(after);
+        discarded
+    }
+
+    pub(crate) fn count_failed_handshake(&self) {
+        self.lock().failed_handshakes += 1;
+    }
+
+    /// What there is to write, `out` included; whether this side wants the connection gone; and
+    /// that the task sleeps if there is nothing.
+    pub(crate) fn begin_write(
+        &self,
+        id: PeerId,
+        out: &mut Vec<u8>,
+        waker: &Waker,
+    ) -> (Writing, Option<Closing>) {
+        let mut state = self.lock();
+        let socket_closing = state.closing;
+        let Some(peer) = state.peer(id) else { return (Writing::Idle, None) };
+        let closing = peer.closing.or(socket_closing);
+        // answers that the peer does not fetch stay with the engine, which then stops reading
+        if peer.outbox.control().len() < CONTROL_MAX {
+            peer.outbox.control().append(out);
+        }
+        let Some(link) = &mut peer.link else { return (Writing::Idle, closing) };
+        link.scheduled = false;
+        match &mut link.waker {
+            Some(old) => old.clone_from(waker),
+            None => link.waker = Some(waker.clone()),
+        }
+        let writing = if let Some(kind) = link.broken {
+            Writing::Broken(kind)
+        } else if peer.outbox.is_flying() {
+            Writing::Busy
+        } else if link.blocked {
+            Writing::Blocked
+        } else {
+            link.last_write = Some(Instant::now());
+            match peer.outbox.take(FLIGHT) {
+                Some(flight) => {
+                    // the task will be back without being woken
+                    link.scheduled = true;
+                    Writing::Flight(Launched { peer: id, session: peer.session, flight })
+                }
+                None => Writing::Idle,
+            }
+        };
+        (writing, closing)
+    }
+
+    /// Takes a flight back.
+    pub(super) fn settle(&self, launched: Launched, how: Written, after: &mut After) {
+        self.lock().settle(launched, how, after);
+    }
+
+    /// The same, for the connection task.
+    pub(crate) fn end_write(&self, launched: Launched, how: Written) {
+        let mut after = After::default();
+        self.settle(launched, how, &mut after);
+        self.finish(after);
+    }
+
+    /// The kernel takes octets again.
+    pub(crate) fn unblock(&self, id: PeerId) {
+        if let Some(link) = self.lock().peer(id).and_then(|peer| peer.link.as_mut()) {
+            link.blocked = false;
+        }
+    }
+
+    /// For how many messages there is room; for none, the task will be woken when there is.
+    pub(crate) fn room(&self, id: PeerId) -> usize {
+        let mut state = self.lock();
+        // what nobody will receive needs no room
+        let closed = state.closing.is_some();
+        let Some(peer) = state.peer(id) else { return usize::MAX };
+        let room = if closed { usize::MAX } else { peer.inbox.room() };
+        if room == 0
+            && let Some(link) = &mut peer.link
+        {
+            link.paused = true;
+        }
+        room
+    }
+
+    /// Octets came in, some of them commands that nobody understood.
+    pub(crate) fn count_input(&self, id: PeerId, octets: usize, unknown_commands: u64) {
+        if let Some(peer) = self.lock().peer(id) {
+            peer.inc.bytes += octets as u64;
+            peer.inc.unknown_commands += unknown_commands;
+        }
+    }
+
+    /// Messages came in.
+    pub(crate) fn deliver(&self, id: PeerId, chunk: Chunk) -> Result<(), ProtocolError> {
+        let mut after = After::default();
+        let mut state = self.lock();
+        if state.peer(id).is_none() {
+            return Ok(());
+        }
+        let delivered = match self.kind {
+            SocketType::Pub | SocketType::XPub => {
+                self.deliver_upstream(&mut state, id.index, chunk, &mut after)
+            }
+            SocketType::Push => {
+                if let Some(peer) = state.at(id.index) {
+                    peer.inc.received += chunk.messages as u64;
+                }
+                state.drop_incoming(id.index, DropReason::Unexpected, chunk.messages);
+                Ok(())
+            }
+            _ => {
+                state.take_in(id.index, chunk, self.options.conflate, &mut after);
+                Ok(())
+            }
+        };
+        drop(state);
+        self.finish(after);
+        delivered
+    }
+
+    /// What subscribers send: subscriptions in the form of messages, and for XPUB messages proper.
+    fn deliver_upstream(
+        &self,
+        state: &mut State,
+        index: u32,
+        mut chunk: Chunk,
+        after: &mut After,
+    ) -> Result<(), ProtocolError> {
+        while chunk.messages > 0 {
+            if chunk.topic().is_some_and(|first| matches!(first.first(), Some(0 | 1))) {
+                let mut frames = chunk.bytes.clone();
+                while let Some(frame) = split_any_frame(chunk.framing, &frames) {
+                    if !frame.header.command {
+                        self.take_subscription(state, index, frame.body, after)?;
+                    }
+                    let (more, rest) = (frame.header.more, frames.slice_ref(frame.rest));
+                    if !more && !frame.header.command {
+                        break;
+                    }
+                    frames = rest;
+                }
+                chunk.skip_message();
+                continue;
+            }
+            let before = chunk.clone();
+            chunk.skip_message();
+            let octets = before.bytes.len() - chunk.bytes.len();
+            if self.kind == SocketType::XPub {
+                let message = before.clone().split(octets, 1);
+                state.take_in(index, message, false, after);
+            } else if let Some(peer) = state.at(index) {
+                peer.inc.received += 1;
+                peer.inc.dropped.add(DropReason::Unexpected, 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// This side wants a peer gone, once its queue is flushed.
+    pub(crate) fn close_peer(&self, id: PeerId, closing: Closing) {
+        let mut after = After::default();
+        let mut state = self.lock();
+        if let Some(peer) = state.peer(id) {
+            peer.closing = Some(closing);
+            state.leave_lanes(id.index);
+            self.forget_subscriptions(&mut state, id.index, &mut after);
+            state.nudge(id.index, &mut after);
+        }
+        drop(state);
+        self.finish(after);
+    }
+
+    /// This side wants every peer gone. Whoever waits learns that the socket is closed.
+    pub(crate) fn close(&self, closing: Closing) {
+        let mut after = After::default();
+        let mut state = self.lock();
+        if state.closing.is_none() {
+            state.closing = Some(closing);
+            self.closed.store(true, std::sync::atomic::Ordering::Release);
+            for index in state.indices() {
+                if let Some(peer) = state.at(index) {
+                    let unread = peer.inbox.clear();
+                    peer.listed = false;
+                    state.drop_incoming(index, DropReason::Closed, unread);
+                    state.nudge(index, &mut after);
+                    state.retire(index);
+                }
+            }
+            state.ring.clear();
+            after.wake(state.receiver.take());
+            after.wakers.extend(state.senders.drain());
+            after.wakers.extend(state.watchers.drain());
+        }
+        drop(state);
+        self.finish(after);
+    }
+
+    /// By when a peer must be flushed, if this side wants it gone.
+    pub(crate) fn closing(&self, id: PeerId) -> Option<Closing> {
+        let mut state = self.lock();
+        let socket = state.closing;
+        state.peer(id).and_then(|peer| peer.closing).or(socket)
+    }
+
+    /// Whether nothing is left to send to a peer.
+    pub(crate) fn is_flushed(&self, id: PeerId) -> bool {
+        self.lock().peer(id).is_none_or(|peer| peer.outbox.is_flushed())
+    }
+
+    /// A connection that this side wants gone has nothing left to send.
+    pub(crate) fn note_flushed(&self, id: PeerId) {
+        let mut after = After::default();
+        let mut state = self.lock();
+        if let Some(peer) = state.peer(id) {
+            peer.flushed = true;
+        }
+        after.wakers.extend(state.watchers.drain());
+        drop(state);
+        self.finish(after);
+    }
+
+    /// Resolves when what this side wanted gone has nothing left to send, or is gone.
+    pub(crate) fn poll_flushed(
+        &self,
+        ids: &[PeerId],
+        waiting: &mut Waiting,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let mut state = self.lock();
+        let pending =
+            |id: &PeerId| state.peer(*id).is_some_and(|peer| !peer.flushed && peer.gone.is_none());
+        if !ids.iter().any(pending) {
+            return Poll::Ready(());
+        }
+        waiting.register(&mut state, cx);
+        Poll::Pending
+    }
+}
+
+/// Commands on their way to a peer that does not read.
+const CONTROL_MAX: usize = 64 * 1024;
+
+/// Octets that a connection task writes before it looks around again.
+const FLIGHT: usize = 2 * BATCH;
+
+/// Slices per system call.
+const SLICES: usize = 64;

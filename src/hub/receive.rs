@@ -1,0 +1,205 @@
+//! How the application takes what has come in: whole runs of messages, peer by peer in turn.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use super::{After, Hub, PeerId, State};
+use crate::error::RecvError;
+use crate::inbox::Chunk;
+use crate::monitor::PeerInfo;
+use crate::socket_type::SocketType;
+use crate::stats::DropReason;
+
+/// A run of messages in the receiver's hands, charged to its peer until it is handed back.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) chunk: Chunk,
+    peer: Option<PeerId>,
+    messages: usize,
+    bytes: usize,
+}
+
+impl Taken {
+    pub(crate) const fn nothing() -> Self {
+        Self { chunk: Chunk::empty(), peer: None, messages: 0, bytes: 0 }
+    }
+}
+
+impl State {
+    /// Puts received messages, or what stands for them, into a peer's inbox.
+    pub(super) fn take_in(&mut self, index: u32, chunk: Chunk, conflate: bool, after: &mut After) {
+        let closed = self.closing.is_some();
+        let Some(peer) = self.at(index) else { return };
+        peer.inc.received += chunk.messages as u64;
+        if closed {
+            self.drop_incoming(index, DropReason::Closed, chunk.messages);
+            return;
+        }
+        peer.inbox.push(chunk);
+        if conflate {
+            let dropped = peer.inbox.conflate();
+            peer.inc.dropped.add(DropReason::Conflated, dropped as u64);
+        }
+        if !std::mem::replace(&mut peer.listed, true) {
+            self.ring.push_back(index);
+        }
+        after.wake(self.receiver.take());
+    }
+
+    /// Lets a connection task read again, if there is room.
+    fn unpause(&mut self, index: u32, after: &mut After) {
+        let Some(peer) = self.at(index) else { return };
+        let room = peer.inbox.room() > 0;
+        if let Some(link) = &mut peer.link
+            && room
+            && std::mem::replace(&mut link.paused, false)
+        {
+            self.nudge(index, after);
+        }
+    }
+}
+
+impl Hub {
+    /// The next run of messages, in exchange for the one before.
+    pub(crate) fn poll_take(
+        &self,
+        done: &mut Taken,
+        cx: Option<&mut Context<'_>>,
+    ) -> Poll<Result<Taken, RecvError>> {
+        let mut after = After::default();
+        let mut state = self.lock();
+        self.hand_back(&mut state, done, &mut after);
+        let taken = match state.closing {
+            Some(_) => Err(RecvError::Closed),
+            None => self.take(&mut state, &mut after),
+        };
+        let poll = match (taken, cx) {
+            (Err(RecvError::Empty), Some(cx)) => {
+                state.receiver = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            (taken, _) => Poll::Ready(taken),
+        };
+        drop(state);
+        self.finish(after);
+        poll
+    }
+
+    fn take(&self, state: &mut State, after: &mut After) -> Result<Taken, RecvError> {
+        let invert = self.options.invert_matching;
+        let filtering = self.kind == SocketType::Sub && (invert || !state.filter.has_all());
+        while let Some(index) = state.ring.pop_front() {
+            let State { peers, filter, .. } = state;
+            let slot = peers.get_mut(index as usize);
+            let Some(peer) = slot.and_then(|slot| slot.peer.as_deref_mut()) else { continue };
+            let mut taken = Taken::nothing();
+            while taken.messages == 0
+                && let Some(chunk) = peer.inbox.front()
+            {
+                let before = (chunk.messages, chunk.bytes.len());
+                if !filtering {
+                    taken.chunk = peer.inbox.pop().unwrap_or(Chunk::empty());
+                    (taken.messages, taken.bytes) = before;
+                    continue;
+                }
+                let (octets, messages, dropped) =
+                    chunk.first_run(|topic| filter.matches(topic) != invert);
+                let skipped = before.1 - chunk.bytes.len();
+                taken.chunk = chunk.split(octets, messages);
+                (taken.messages, taken.bytes) = (messages, octets);
+                if chunk.messages == 0 {
+                    // commands that stood behind the last message
+                    let rest = peer.inbox.pop().map_or(0, |rest| rest.bytes.len());
+                    peer.inbox.release(0, rest);
+                }
+                peer.inbox.release(dropped, skipped);
+                peer.inc.dropped.add(DropReason::Filtered, dropped as u64);
+            }
+            peer.inc.delivered += taken.messages as u64;
+            peer.listed = !peer.inbox.is_empty();
+            let (listed, info) = (peer.listed, peer.info.clone());
+            if listed {
+                state.ring.push_back(index);
+            }
+            let id = state.id(index);
+            if taken.messages > 0 {
+                taken.peer = Some(id);
+                state.in_hand = Some(id);
+                state.last_peer = Some((id, info));
+                self.in_hand.store(taken.messages, Ordering::Relaxed);
+                state.retire(index);
+                return Ok(taken);
+            }
+            // all of it was filtered
+            state.unpause(index, after);
+            state.retire(index);
+        }
+        Err(RecvError::Empty)
+    }
+
+    fn hand_back(&self, state: &mut State, done: &mut Taken, after: &mut After) {
+        let Taken { peer, messages, bytes, chunk } = std::mem::replace(done, Taken::nothing());
+        let Some(id) = peer else { return };
+        state.in_hand = None;
+        self.in_hand.store(0, Ordering::Relaxed);
+        match state.peer(id) {
+            Some(peer) => {
+                peer.inbox.release(messages, bytes);
+                peer.inc.delivered -= chunk.messages as u64;
+                state.drop_incoming(id.index, DropReason::Closed, chunk.messages);
+                state.unpause(id.index, after);
+            }
+            None => {
+                state.gone_in.delivered -= chunk.messages as u64;
+                state.gone_in.dropped.add(DropReason::Closed, chunk.messages as u64);
+            }
+        }
+    }
+
+    /// The receiver is no more: what it had in its hands dies.
+    pub(crate) fn discard(&self, done: &mut Taken) {
+        let mut after = After::default();
+        self.hand_back(&mut self.lock(), done, &mut after);
+        self.finish(after);
+    }
+
+    /// Tells how many of the messages taken are still in the receiver's hands.
+    #[inline]
+    pub(crate) fn note_in_hand(&self, left: usize) {
+        self.in_hand.store(left, Ordering::Relaxed);
+    }
+
+    /// Changes whenever this side's subscriptions do.
+    #[inline]
+    pub(crate) fn filter_changes(&self) -> u64 {
+        self.filter_changes.load(Ordering::Acquire)
+    }
+
+    /// Whether SUB still wants a message that was taken before its subscriptions changed; if not it
+    /// counts as filtered.
+    pub(crate) fn still_wanted(&self, taken: &Taken, topic: &[u8]) -> bool {
+        let mut state = self.lock();
+        if self.kind != SocketType::Sub
+            || state.filter.matches(topic) != self.options.invert_matching
+        {
+            return true;
+        }
+        match taken.peer.and_then(|id| state.peer(id)) {
+            Some(peer) => {
+                peer.inc.delivered -= 1;
+                peer.inc.dropped.add(DropReason::Filtered, 1);
+            }
+            None => {
+                state.gone_in.delivered -= 1;
+                state.gone_in.dropped.add(DropReason::Filtered, 1);
+            }
+        }
+        false
+    }
+
+    /// Who sent the message that was received last.
+    pub(crate) fn last_peer(&self) -> Option<Arc<PeerInfo>> {
+        self.lock().last_peer.as_ref().and_then(|(_, info)| info.clone())
+    }
+}

@@ -1,0 +1,366 @@
+//! What senders do to the hub: PUB and XPUB to all that match, PUSH to the next with room, XSUB to
+//! all.
+
+use std::sync::Arc;
+use std::task::Context;
+use std::time::{Duration, Instant};
+
+use super::link::{Launched, write_flight};
+use super::{After, Form, Hub, PeerId, State, Waiting, Wire};
+use crate::command::Subscription;
+use crate::message::Message;
+use crate::options::OnFull;
+use crate::outbox::{Flight, Payload};
+use crate::stats::DropReason;
+
+/// What happened to a message that PUB or XPUB accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Delivery {
+    /// Subscribers that it matches.
+    pub matched: usize,
+    /// Of these, those whose queue took it.
+    pub queued: usize,
+    /// Of these, those whose queue was at its high-water mark.
+    pub dropped: usize,
+}
+
+impl std::ops::AddAssign for Delivery {
+    fn add_assign(&mut self, other: Self) {
+        self.matched += other.matched;
+        self.queued += other.queued;
+        self.dropped += other.dropped;
+    }
+}
+
+/// Why a message was not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// No peer has room, or one that must have it has not.
+    Full,
+    Closed,
+}
+
+/// A flight that a sender writes itself, once it has released the lock.
+#[derive(Debug)]
+struct Launch {
+    peer: PeerId,
+    session: u32,
+    wire: Arc<dyn Wire>,
+    flight: Flight,
+}
+
+impl State {
+    /// Queues a message for a peer that has room.
+    #[inline]
+    fn accept(&mut self, index: u32, payload: Payload<'_>, conflate: bool, after: &mut After) {
+        let Some(slot) = self.peers.get_mut(index as usize) else { return };
+        let Some(peer) = slot.peer.as_deref_mut() else { return };
+        let replaced = if conflate { peer.outbox.conflate() } else { 0 };
+        peer.outbox.push(payload, &mut self.pool);
+        peer.out.accepted += 1;
+        if replaced > 0 {
+            self.drop_outgoing(index, DropReason::Conflated, replaced, after);
+        }
+    }
+
+    /// A message that a peer has no room for.
+    fn refuse(&mut self, index: u32, reason: DropReason, after: &mut After) {
+        if let Some(peer) = self.at(index) {
+            peer.out.accepted += 1;
+        }
+        self.drop_outgoing(index, reason, 1, after);
+    }
+
+    /// A message that there is no peer for.
+    fn refuse_unrouted(&mut self, reason: DropReason) {
+        self.gone_out.accepted += 1;
+        self.gone_out.dropped.add(reason, 1);
+    }
+
+    /// Sees to it that somebody writes what was queued: the caller, if it gets a launch. A `lone`
+    /// message is worth a system call of its own when the peer has been quiet.
+    #[inline]
+    fn kick(&mut self, index: u32, lone: bool, after: &mut After) -> Option<Launch> {
+        let peer = self.at(index)?;
+        let batch = peer.outbox.has_batch();
+        if peer.outbox.is_flying() {
+            return None;
+        }
+        let link = peer.link.as_mut()?;
+        if link.blocked || link.broken.is_some() {
+            return None;
+        }
+        if batch {
+            return self.launch(index);
+        }
+        if link.scheduled {
+            return None;
+        }
+        if lone {
+            let now = Instant::now();
+            let last = link.last_write.replace(now);
+            if last.is_none_or(|last| now.saturating_duration_since(last) >= QUIET) {
+                return self.launch(index);
+            }
+        }
+        link.scheduled = true;
+        after.wake(link.waker.clone());
+        None
+    }
+
+    /// A flight of a peer that nobody is writing to.
+    fn launch(&mut self, index: u32) -> Option<Launch> {
+        let id = self.id(index);
+        let peer = self.at(index)?;
+        let link = peer.link.as_ref()?;
+        if link.blocked || link.broken.is_some() {
+            return None;
+        }
+        let wire = link.wire.clone();
+        let flight = peer.outbox.take(FLIGHT)?;
+        Some(Launch { peer: id, session: peer.session, wire, flight })
+    }
+}
+
+impl Hub {
+    /// PUB, XPUB: a message for everyone whose subscriptions match it. With [`OnFull::Wait`] it is
+    /// accepted by all or by none.
+    pub(crate) fn publish(&self, payload: Payload<'_>) -> Result<Delivery, Refused> {
+        let size = payload.wire_size();
+        let conflate = self.options.conflate;
+        let wait = self.options.on_full == OnFull::Wait && !conflate;
+        let mut after = After::default();
+        let mut launches = Vec::new();
+        let mut state = self.lock();
+        loop {
+            if state.closing.is_some() {
+                return Err(Refused::Closed);
+            }
+            self.match_peers(&mut state, payload.topic());
+            if !wait || !make_room(&mut state, size, &mut launches) {
+                break;
+            }
+            if launches.is_empty() {
+                return Err(Refused::Full);
+            }
+            drop(state);
+            self.fly(&mut launches, &mut after);
+            state = self.lock();
+        }
+        let matched = std::mem::take(&mut state.matched);
+        let mut delivery = Delivery { matched: matched.len(), ..Delivery::default() };
+        if matched.is_empty() {
+            state.refuse_unrouted(DropReason::NoSubscriber);
+        }
+        let lone = matched.len() <= LONE;
+        let mut full = Vec::new();
+        for &index in &matched {
+            let Some(peer) = state.at(index) else { continue };
+            let room = if conflate { Ok(()) } else { peer.outbox.room_for(size) };
+            match room.map_err(|reason| (reason, state.launch(index))) {
+                Ok(()) => {
+                    state.accept(index, payload, conflate, &mut after);
+                    delivery.queued += 1;
+                    launches.extend(state.kick(index, lone, &mut after));
+                }
+                // there may be room once the sender itself has written the queue
+                Err((_, Some(launch))) => {
+                    full.push(launch.peer);
+                    launches.push(launch);
+                }
+                Err((reason, None)) => {
+                    state.refuse(index, reason, &mut after);
+                    delivery.dropped += 1;
+                }
+            }
+        }
+        state.matched = matched;
+        drop(state);
+        self.fly(&mut launches, &mut after);
+        if !full.is_empty() {
+            self.publish_again(payload, size, &full, &mut delivery, &mut after);
+        }
+        self.finish(after);
+        Ok(delivery)
+    }
+
+    /// The second try for peers whose queue was full and has been written since.
+    fn publish_again(
+        &self,
+        payload: Payload<'_>,
+        size: usize,
+        peers: &[PeerId],
+        delivery: &mut Delivery,
+        after: &mut After,
+    ) {
+        let mut launches = Vec::new();
+        let mut state = self.lock();
+        for &id in peers {
+            let room = match state.peer(id) {
+                Some(peer) if peer.gone.is_none() => peer.outbox.room_for(size),
+                _ => {
+                    state.refuse_unrouted(DropReason::PeerGone);
+                    delivery.dropped += 1;
+                    continue;
+                }
+            };
+            match room {
+                Ok(()) => {
+                    state.accept(id.index, payload, false, after);
+                    delivery.queued += 1;
+                    launches.extend(state.kick(id.index, false, after));
+                }
+                Err(reason) => {
+                    state.refuse(id.index, reason, after);
+                    delivery.dropped += 1;
+                }
+            }
+        }
+        drop(state);
+        self.fly(&mut launches, after);
+    }
+
+    /// Fills `state.matched`.
+    #[inline]
+    pub(super) fn match_peers(&self, state: &mut State, topic: &[u8]) {
+        let State { subscriptions, matched, peers, .. } = state;
+        matched.clear();
+        subscriptions.matching(topic, |index| matched.push(index));
+        if self.options.invert_matching {
+            let excluded = std::mem::take(matched);
+            let there = peers.iter().enumerate().filter(|(_, slot)| {
+                slot.peer.as_ref().is_some_and(|peer| peer.gone.is_none() && peer.link.is_some())
+            });
+            matched.extend(there.map(|(i, _)| i as u32).filter(|index| !excluded.contains(index)));
+        }
+    }
+
+    /// PUSH: a message for the next peer that has room.
+    pub(crate) fn push(&self, payload: Payload<'_>) -> Result<(), Refused> {
+        let size = payload.wire_size();
+        let conflate = self.options.conflate;
+        let mut after = After::default();
+        let mut launches = Vec::new();
+        let mut state = self.lock();
+        let pushed = loop {
+            if state.closing.is_some() {
+                break Err(Refused::Closed);
+            }
+            let lanes = state.lanes.len();
+            let mut chosen = None;
+            for step in 0..lanes {
+                let mut lane = state.next_lane + step;
+                if lane >= lanes {
+                    lane -= lanes;
+                }
+                let Some(&index) = state.lanes.get(lane) else { continue };
+                let Some(peer) = state.at(index) else { continue };
+                if peer.link.is_none() && self.options.immediate {
+                    continue;
+                }
+                if conflate || peer.outbox.room_for(size).is_ok() {
+                    chosen = Some((lane, index));
+                    break;
+                }
+                // a sender makes room itself where it can
+                launches.extend(state.launch(index));
+            }
+            if let Some((lane, index)) = chosen {
+                state.accept(index, payload, conflate, &mut after);
+                state.next_lane = if lane + 1 < lanes { lane + 1 } else { 0 };
+                launches.extend(state.kick(index, true, &mut after));
+                break Ok(());
+            }
+            if launches.is_empty() {
+                break Err(Refused::Full);
+            }
+            drop(state);
+            self.fly(&mut launches, &mut after);
+            state = self.lock();
+        };
+        drop(state);
+        self.fly(&mut launches, &mut after);
+        self.finish(after);
+        pushed
+    }
+
+    /// XSUB: a message of the application's for every peer, or a subscription.
+    pub(crate) fn send_upstream(&self, message: &Message) -> Result<(), Refused> {
+        let mut frames = message.frames();
+        if let (Some(only), None) = (frames.next(), frames.next())
+            && let Some(subscription) = Subscription::parse(only)
+        {
+            // as in libzmq the application's frame goes out as it is, not as a command
+            return match subscription {
+                Subscription::Subscribe(topic) => self.subscribe(topic, Form::Message),
+                Subscription::Cancel(topic) => self.unsubscribe(topic, Form::Message),
+            }
+            .map(drop);
+        }
+        let payload = Payload::Message(message);
+        let size = payload.wire_size();
+        let mut after = After::default();
+        let mut launches = Vec::new();
+        let mut state = self.lock();
+        if state.closing.is_some() {
+            return Err(Refused::Closed);
+        }
+        let lanes = state.lanes.clone();
+        if lanes.is_empty() {
+            state.refuse_unrouted(DropReason::NoSubscriber);
+        }
+        for &index in &lanes {
+            match state.at(index).map(|peer| peer.outbox.room_for(size)) {
+                Some(Ok(())) => {
+                    state.accept(index, payload, false, &mut after);
+                    launches.extend(state.kick(index, lanes.len() <= LONE, &mut after));
+                }
+                Some(Err(reason)) => state.refuse(index, reason, &mut after),
+                None => {}
+            }
+        }
+        drop(state);
+        self.fly(&mut launches, &mut after);
+        self.finish(after);
+        Ok(())
+    }
+
+    /// Registers a sender that was refused; it must try once more before it sleeps, for room may
+    /// have come in between.
+    pub(crate) fn wait_for_room(&self, waiting: &mut Waiting, cx: &mut Context<'_>) {
+        waiting.register(&mut self.lock(), cx);
+    }
+
+    /// Writes what a sender took upon itself to write.
+    #[inline]
+    fn fly(&self, launches: &mut Vec<Launch>, after: &mut After) {
+        for Launch { peer, session, wire, mut flight } in launches.drain(..) {
+            let how = write_flight(&*wire, &mut flight);
+            self.settle(Launched { peer, session, flight }, how, after);
+        }
+    }
+}
+
+/// Whether a matched peer has no room; launches what may make some.
+fn make_room(state: &mut State, size: usize, launches: &mut Vec<Launch>) -> bool {
+    let mut full = false;
+    for i in 0..state.matched.len() {
+        let Some(&index) = state.matched.get(i) else { continue };
+        if state.at(index).is_some_and(|peer| peer.outbox.room_for(size).is_err()) {
+            full = true;
+            launches.extend(state.launch(index));
+        }
+    }
+    full
+}
+
+/// Octets that a sender writes at once: two batches, so that it is soon back.
+const FLIGHT: usize = 2 * crate::outbox::BATCH;
+
+/// A message to so few peers may be written by its sender right away.
+const LONE: usize = 4;
+
+/// How long a peer must have been quiet for that. A tight loop, in which messages are nearer to
+/// each other than a system call is long, is written in batches instead.
+const QUIET: Duration = Duration::from_micros(20);

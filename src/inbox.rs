@@ -1,0 +1,293 @@
+//! What one peer has sent and the application has not taken: whole messages, as they came.
+
+use std::collections::VecDeque;
+
+use bytes::{Buf, Bytes};
+
+use crate::framing::{Framing, split_any_frame};
+use crate::message::Message;
+
+/// Whole messages, one after the other, in the peer's framing; commands may stand in between.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Chunk {
+    pub(crate) bytes: Bytes,
+    pub(crate) messages: usize,
+    pub(crate) framing: Framing,
+}
+
+impl Chunk {
+    /// A chunk of one message of one frame.
+    pub(crate) fn single(frame: &[u8]) -> Self {
+        let mut out = Vec::with_capacity(frame.len() + 9);
+        crate::framing::put_header(&mut out, frame.len(), false);
+        out.extend_from_slice(frame);
+        Self { bytes: out.into(), messages: 1, framing: Framing::New }
+    }
+
+    pub(crate) const fn empty() -> Self {
+        Self { bytes: Bytes::new(), messages: 0, framing: Framing::New }
+    }
+
+    /// Where the first message ends, and whether it is encoded as this crate would.
+    #[inline]
+    fn first_end(&self) -> Option<(usize, bool)> {
+        let mut rest = &self.bytes[..];
+        let mut canonical = true;
+        loop {
+            let frame = split_any_frame(self.framing, rest)?;
+            rest = frame.rest;
+            canonical &= frame.header.canonical;
+            if !frame.header.command && !frame.header.more {
+                return Some((self.bytes.len() - rest.len(), canonical));
+            }
+        }
+    }
+
+    /// The first frame of the first message.
+    pub(crate) fn topic(&self) -> Option<&[u8]> {
+        let mut rest = &self.bytes[..];
+        loop {
+            let frame = split_any_frame(self.framing, rest)?;
+            if !frame.header.command {
+                return Some(frame.body);
+            }
+            rest = frame.rest;
+        }
+    }
+
+    /// Takes the first message.
+    #[inline]
+    pub(crate) fn next_message(&mut self) -> Option<Message> {
+        if self.messages == 0 {
+            return None;
+        }
+        let (end, canonical) = self.first_end()?;
+        self.messages -= 1;
+        let wire = if self.messages == 0 {
+            let mut wire = std::mem::take(&mut self.bytes);
+            wire.truncate(end);
+            wire
+        } else {
+            self.bytes.split_to(end)
+        };
+        Some(if canonical { Message::from_wire(wire) } else { self.plain_message(&wire) })
+    }
+
+    /// A message in another framing or form: its frames, cut up.
+    fn plain_message(&self, wire: &Bytes) -> Message {
+        let mut rest = &wire[..];
+        let mut frames = Vec::new();
+        while let Some(frame) = split_any_frame(self.framing, rest) {
+            if !frame.header.command {
+                frames.push(wire.slice_ref(frame.body));
+            }
+            rest = frame.rest;
+        }
+        Message::from_frames(frames)
+    }
+
+    /// Drops the first message unread.
+    pub(crate) fn skip_message(&mut self) {
+        if let Some((end, _)) = self.first_end() {
+            self.bytes.advance(end);
+            self.messages = self.messages.saturating_sub(1);
+        } else {
+            *self = Self::empty();
+        }
+    }
+
+    /// Takes the first `octets`, which hold `messages`.
+    pub(crate) fn split(&mut self, octets: usize, messages: usize) -> Self {
+        self.messages -= messages;
+        Self { bytes: self.bytes.split_to(octets), messages, framing: self.framing }
+    }
+
+    /// Octets up to the end of the first run of messages that `keep` takes, how many they are, and
+    /// how many before it were not taken; those are dropped.
+    pub(crate) fn first_run(
+        &mut self,
+        mut keep: impl FnMut(&[u8]) -> bool,
+    ) -> (usize, usize, usize) {
+        let mut dropped = 0;
+        while self.messages > 0 && !self.topic().is_some_and(&mut keep) {
+            self.skip_message();
+            dropped += 1;
+        }
+        let (mut octets, mut messages) = (0, 0);
+        let mut rest = self.clone();
+        while rest.messages > 0 && rest.topic().is_some_and(&mut keep) {
+            rest.skip_message();
+            messages += 1;
+            octets = self.bytes.len() - rest.bytes.len();
+        }
+        (octets, messages, dropped)
+    }
+}
+
+/// One peer's queue of chunks, with what there is room for.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    chunks: VecDeque<Chunk>,
+    /// Messages and octets that the application has not finished with.
+    messages: usize,
+    bytes: usize,
+    hwm: usize,
+    hwm_bytes: usize,
+}
+
+impl Inbox {
+    /// Marks of 0 are no marks.
+    pub(crate) fn new(hwm: usize, hwm_bytes: usize) -> Self {
+        let mark = |mark| if mark == 0 { usize::MAX } else { mark };
+        Self {
+            chunks: VecDeque::new(),
+            messages: 0,
+            bytes: 0,
+            hwm: mark(hwm),
+            hwm_bytes: mark(hwm_bytes),
+        }
+    }
+
+    /// How many messages may be read now. Never more than half of the mark at once, so that the
+    /// peer is read from again while the application still has the other half.
+    pub(crate) fn room(&self) -> usize {
+        if self.bytes >= self.hwm_bytes && self.messages > 0 {
+            return 0;
+        }
+        self.hwm.saturating_sub(self.messages).min(self.hwm.div_ceil(2))
+    }
+
+    pub(crate) fn push(&mut self, chunk: Chunk) {
+        self.messages += chunk.messages;
+        self.bytes += chunk.bytes.len();
+        self.chunks.push_back(chunk);
+    }
+
+    /// The chunk in front, to be taken apart; what is taken stays charged until [`release`](Self::release).
+    pub(crate) fn front(&mut self) -> Option<&mut Chunk> {
+        self.chunks.front_mut()
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Chunk> {
+        self.chunks.pop_front()
+    }
+
+    /// The application is through with so much.
+    pub(crate) fn release(&mut self, messages: usize, bytes: usize) {
+        self.messages = self.messages.saturating_sub(messages);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// Messages and octets in the queue itself, not in the application's hands.
+    pub(crate) fn queued(&self) -> (usize, usize) {
+        self.chunks.iter().fold((0, 0), |(m, b), chunk| (m + chunk.messages, b + chunk.bytes.len()))
+    }
+
+    /// Drops everything but the newest message; returns how many were dropped.
+    pub(crate) fn conflate(&mut self) -> usize {
+        let mut dropped = 0;
+        while self.chunks.len() > 1 {
+            if let Some(chunk) = self.pop() {
+                dropped += chunk.messages;
+                self.release(chunk.messages, chunk.bytes.len());
+            }
+        }
+        let before = self.chunks.front().map_or(0, |chunk| chunk.bytes.len());
+        if let Some(chunk) = self.chunks.front_mut() {
+            while chunk.messages > 1 {
+                chunk.skip_message();
+                dropped += 1;
+                self.messages -= 1;
+            }
+            self.bytes -= before - chunk.bytes.len();
+        }
+        dropped
+    }
+
+    /// Drops everything; returns how many messages that were.
+    pub(crate) fn clear(&mut self) -> usize {
+        let (messages, bytes) = self.queued();
+        self.chunks.clear();
+        self.release(messages, bytes);
+        messages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(frames: &[&str]) -> Chunk {
+        let mut out = Vec::new();
+        for frame in frames {
+            crate::framing::put_header(&mut out, frame.len(), false);
+            out.extend_from_slice(frame.as_bytes());
+        }
+        Chunk { bytes: out.into(), messages: frames.len(), framing: Framing::New }
+    }
+
+    #[test]
+    fn messages_come_out_in_order() {
+        let mut chunk = chunk(&["a", "b", "c"]);
+        chunk.skip_message();
+        assert_eq!(chunk.next_message(), Some("b".into()));
+        assert_eq!(chunk.next_message(), Some("c".into()));
+        assert_eq!(chunk.next_message(), None);
+    }
+
+    #[test]
+    fn commands_and_odd_encodings_are_cut_out() {
+        let mut out = vec![0xf9, 1, b'a']; // reserved bits
+        crate::command::put_pong(&mut out, b"x");
+        out.extend([2, 0, 0, 0, 0, 0, 0, 0, 1, b'b']); // long form
+        let mut chunk = Chunk { bytes: out.into(), messages: 1, framing: Framing::New };
+        assert_eq!(chunk.next_message(), Some(["a", "b"].into()));
+        let mut old = Chunk {
+            bytes: vec![2, 1, b'a', 2, 0, b'b'].into(),
+            messages: 1,
+            framing: Framing::Old,
+        };
+        assert_eq!(old.next_message(), Some(["a", "b"].into()));
+    }
+
+    #[test]
+    fn runs_of_what_is_kept() {
+        let mut chunk = chunk(&["x", "a", "a", "x", "a"]);
+        let keep = |topic: &[u8]| topic == b"a";
+        let (octets, messages, dropped) = chunk.first_run(keep);
+        assert_eq!((messages, dropped), (2, 1));
+        assert_eq!(chunk.split(octets, messages).messages, 2);
+        let (octets, messages, dropped) = chunk.first_run(keep);
+        assert_eq!((messages, dropped), (1, 1));
+        chunk.split(octets, messages);
+        assert_eq!(chunk.first_run(keep), (0, 0, 0));
+    }
+
+    #[test]
+    fn room_is_counted_in_messages_and_octets() {
+        let mut inbox = Inbox::new(4, 100);
+        assert_eq!(inbox.room(), 2);
+        inbox.push(chunk(&["a", "b", "c"]));
+        assert_eq!(inbox.room(), 1);
+        let taken = inbox.pop().unwrap();
+        assert_eq!(inbox.room(), 1, "taken is not done");
+        inbox.release(taken.messages, taken.bytes.len());
+        assert_eq!(inbox.room(), 2);
+        inbox.push(chunk(&[&"x".repeat(200)]));
+        assert_eq!(inbox.room(), 0);
+    }
+
+    #[test]
+    fn conflating_keeps_the_newest() {
+        let mut inbox = Inbox::new(0, 0);
+        inbox.push(chunk(&["a", "b"]));
+        inbox.push(chunk(&["c", "d"]));
+        assert_eq!(inbox.conflate(), 3);
+        assert_eq!(inbox.queued(), (1, 3));
+        assert_eq!(inbox.pop().unwrap().next_message(), Some("d".into()));
+    }
+}
