@@ -12,7 +12,7 @@ main() {
         export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=line-tables-only
     fi
     step "tools" set_up
-    step "format" cargo fmt --all --check
+    step "format" format
     step "clippy" cargo clippy --workspace --all-targets --locked -- -D warnings
     step "documentation" documentation
     step "no C in the library and the command" scripts/check-no-c.sh
@@ -69,12 +69,24 @@ package() {
         apt-get install -y -qq --no-install-recommends "$2" >/dev/null
 }
 
+format() {
+    cargo fmt --all --check
+    cargo fmt --manifest-path fuzz/Cargo.toml --check
+}
+
 documentation() {
     export RUSTDOCFLAGS="-D warnings"
     # the command's page and the library's have the same name: the library's comes last and stays
     cargo doc --no-deps --locked --bins --package dragonwire-cli
     cargo doc --no-deps --locked --lib --package dragonwire --document-private-items
     cargo doc --no-deps --locked --lib --package dragonwire
+    local option
+    for option in $(sed -nE 's/^    pub fn (\w+)\(mut self.*/\1/p' src/options.rs); do
+        grep -q "\`$option" docs/options.md || {
+            echo "docs/options.md does not name $option"
+            return 1
+        }
+    done
 }
 
 # That the fuzz targets build needs nightly and is not asked for here; the saved corpora run with
