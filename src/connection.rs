@@ -18,7 +18,7 @@ use crate::engine::{EngineConfig, HANDSHAKE_MAX};
 use crate::error::DisconnectCause;
 use crate::greeting::GREETING;
 use crate::hub::{Closing, Hub, PeerId, Wire, Writing, Written, write_flight};
-use crate::monitor::{PeerInfo, SessionInfo};
+use crate::peer::{PeerInfo, SessionInfo};
 use crate::session::{Handshake, Next, Session};
 use crate::transport::{Reader, Writer};
 
@@ -113,6 +113,8 @@ impl Greeter {
             unread: true,
             left: 0,
             state: State::Open,
+            write_failed: None,
+            read_ended: None,
             close_by: None,
             timer: Box::pin(sleep_until(now)),
             timer_at: now,
@@ -142,6 +144,9 @@ pub(crate) struct Connection {
     /// Octets of the session's that the socket would not take for now.
     left: usize,
     state: State,
+    /// Why nothing can be sent any more, and why nothing more will come.
+    write_failed: Option<DisconnectCause>,
+    read_ended: Option<DisconnectCause>,
     /// When this side stops waiting for its queue to be flushed, or for the peer to close.
     close_by: Option<Instant>,
     timer: Pin<Box<Sleep>>,
@@ -182,7 +187,10 @@ impl Connection {
         }
         // others are to run before more is done here
         cx.waker().wake_by_ref();
-        Poll::Pending
+        match self.watch_clock(cx) {
+            Ok(_) => Poll::Pending,
+            Err(cause) => Poll::Ready(cause),
+        }
     }
 
     /// One round of writing, reading and the clock. `Ok(false)`: nothing more to do until woken.
@@ -192,10 +200,12 @@ impl Connection {
         Ok(wrote || read || self.watch_clock(cx)?)
     }
 
+    /// Writes what there is. `Ok(false)`: nothing more to do until woken.
     fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, DisconnectCause> {
         loop {
+            let drained = self.state == State::Draining || self.write_failed.is_some();
             let (writing, closing) =
-                self.hub.begin_write(self.peer, self.session.out(), cx.waker());
+                self.hub.begin_write(self.peer, self.session.out(), cx.waker(), drained);
             self.left = self.session.out().len();
             let idle = match writing {
                 Writing::Flight(mut launched) => {
@@ -203,18 +213,26 @@ impl Connection {
                     self.hub.end_write(launched, how);
                     match how {
                         Written::All => return Ok(true),
-                        Written::WouldBlock => continue,
-                        Written::Failed(kind) => return Err(io::Error::from(kind).into()),
+                        Written::WouldBlock => {}
+                        Written::Failed(kind) => self.fail_writing(io::Error::from(kind)),
                     }
+                    continue;
                 }
-                Writing::Blocked => match self.writer.poll_write_ready(cx)? {
-                    Poll::Ready(()) => {
+                Writing::Blocked => match self.writer.poll_write_ready(cx) {
+                    Poll::Ready(Ok(())) => {
                         self.hub.unblock(self.peer);
+                        continue;
+                    }
+                    Poll::Ready(Err(error)) => {
+                        self.fail_writing(error);
                         continue;
                     }
                     Poll::Pending => false,
                 },
-                Writing::Broken(kind) => return Err(io::Error::from(kind).into()),
+                Writing::Broken(kind) => {
+                    self.fail_writing(io::Error::from(kind));
+                    continue;
+                }
                 Writing::Busy => false,
                 Writing::Idle => true,
             };
@@ -222,6 +240,22 @@ impl Connection {
                 Some(closing) => self.close(closing, idle),
                 None => Ok(false),
             };
+        }
+    }
+
+    /// Nothing can be sent any more. The connection ends when nothing more comes in either: what the
+    /// peer sent before it went is still to be received.
+    fn fail_writing(&mut self, error: io::Error) {
+        self.write_failed.get_or_insert(error.into());
+    }
+
+    /// Why the connection ended, when both directions have.
+    fn end(&mut self, read: DisconnectCause) -> DisconnectCause {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset};
+        match self.write_failed.take() {
+            // that only says that the peer is gone, which reading tells better
+            None | Some(DisconnectCause::Io(BrokenPipe | ConnectionReset, _)) => read,
+            Some(write) => write,
         }
     }
 
@@ -240,7 +274,7 @@ impl Connection {
             // may take its time
             State::Draining => deadline,
         };
-        if self.state == State::Open && flushed {
+        if self.state == State::Open && flushed && self.write_failed.is_none() {
             self.hub.note_flushed(self.peer);
             self.writer.shut_down()?;
             self.state = State::Draining;
@@ -249,41 +283,64 @@ impl Connection {
         Ok(false)
     }
 
+    /// Reads what has come and hands it on. `Ok(false)`: nothing more to do until woken.
     fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, DisconnectCause> {
         let mut budget = READ_TURN;
+        let mut waiting = false;
         loop {
             if std::mem::take(&mut self.unread) {
+                let now = Instant::now().into_std();
                 let before = self.buf.len();
-                match self.session.input(&mut self.buf, Instant::now().into_std())? {
+                let next = self.session.input(&mut self.buf, now)?;
+                self.largest = self.largest.max(before - self.buf.len());
+                waiting = next == Next::Wait;
+                let reading = !waiting || self.buf.len() < READ_AHEAD;
+                self.session.set_reading(reading, now);
+                match next {
                     Next::Read(needed) => self.needed = needed,
-                    next => {
+                    Next::Wait if reading => {}
+                    Next::Write | Next::Wait => {
                         self.unread = true;
                         self.settle_buffer();
                         return Ok(next == Next::Write && self.left == 0);
                     }
                 }
-                self.largest = self.largest.max(before - self.buf.len());
                 if self.session.out().len() > self.left {
+                    self.unread |= waiting;
                     return Ok(true);
                 }
             }
+            if let Some(cause) = &self.read_ended {
+                if !waiting {
+                    return Err(self.end(cause.clone()));
+                }
+                self.unread = true;
+                return Ok(false);
+            }
             if budget == 0 {
+                self.unread |= waiting;
                 return Ok(true);
             }
             self.make_room();
-            match self.reader.poll_read(cx, &mut self.buf)? {
-                Poll::Ready(0) => {
-                    return Err(match self.state {
+            match self.reader.poll_read(cx, &mut self.buf) {
+                Poll::Ready(Ok(0)) => {
+                    self.read_ended = Some(match self.state {
                         State::Open => DisconnectCause::PeerClosed,
                         State::Draining => DisconnectCause::Local,
                     });
+                    self.unread |= waiting;
                 }
-                Poll::Ready(octets) => {
+                Poll::Ready(Err(error)) => {
+                    self.read_ended = Some(error.into());
+                    self.unread |= waiting;
+                }
+                Poll::Ready(Ok(octets)) => {
                     budget = budget.saturating_sub(octets);
                     self.session.received(octets);
                     self.unread = true;
                 }
                 Poll::Pending => {
+                    self.unread |= waiting;
                     self.settle_buffer();
                     return Ok(false);
                 }
@@ -357,6 +414,10 @@ const TURNS: usize = 16;
 
 /// Octets read in a round.
 const READ_TURN: usize = 2 * BLOCK;
+
+/// Octets that are read although there is no room for the messages in them, so that PINGs among them
+/// are answered.
+const READ_AHEAD: usize = 64 * 1024;
 
 /// A rest of a message that is copied out of a block rather than pinning it.
 const SMALL_REST: usize = 4 * 1024;

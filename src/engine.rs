@@ -20,8 +20,8 @@ use crate::framing::{self, Framing, Limits, Scan, Scanner, parse_header};
 use crate::greeting::{GREETING, Greeted, Greeting, Version};
 use crate::inbox::Chunk;
 use crate::mechanism::{IDENTITY, Mechanism, MechanismKind, Metadata, SOCKET_TYPE};
-use crate::monitor::SessionInfo;
 use crate::options::SocketOptions;
+use crate::peer::SessionInfo;
 use crate::socket_type::SocketType;
 
 /// What this side tells every peer and holds it to.
@@ -89,7 +89,7 @@ pub(crate) enum Input {
     Ready(SessionInfo),
     /// Whole messages.
     Chunk(Chunk),
-    /// As many messages as there is room for have been taken.
+    /// There is no room for the next message; the commands that have come behind it are done.
     Full,
     /// The topic of a SUBSCRIBE command, as a range of the buffer, valid until the next step.
     Subscribe(Range<usize>),
@@ -328,7 +328,7 @@ fn open(
             };
             return Ok((input, unknown));
         }
-        let (octets, messages) = scanner.take();
+        let (octets, messages) = scanner.take(buf, room);
         if messages > 0 {
             let bytes = buf.split_to(octets).freeze();
             let framing = framing_of(version);
@@ -336,7 +336,8 @@ fn open(
         }
         buf.advance(octets);
         return Ok(match scan {
-            Scan::Need(need) if need > octets => (Input::Need(need - octets), unknown),
+            // without room messages may stand whole in the buffer
+            Scan::Need(need) if !scanner.has_message() => (Input::Need(need - octets), unknown),
             _ => (Input::Full, unknown),
         });
     }

@@ -47,7 +47,7 @@ pub enum Error {
     #[non_exhaustive]
     UnknownPeer {
         /// The peer's connection id.
-        peer: crate::monitor::ConnectionId,
+        peer: crate::peer::ConnectionId,
     },
     /// An option has a value that cannot be used.
     #[error("option {option}: {reason}")]

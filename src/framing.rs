@@ -199,11 +199,12 @@ impl Scanner {
         Self { framing, limits, whole: 0, messages: 0, next: 0, frames: 0, size: 0 }
     }
 
-    /// Looks at frames of `buf` until there are `room` whole messages at its front.
+    /// Looks at frames of `buf` until there are `room` whole messages at its front. With no room it
+    /// looks ahead for commands.
     #[inline]
     pub(crate) fn scan(&mut self, buf: &[u8], room: usize) -> Result<Scan, ProtocolError> {
         loop {
-            if self.messages >= room {
+            if self.messages >= room && room > 0 {
                 return Ok(Scan::Full);
             }
             let rest = buf.get(self.next..).unwrap_or_default();
@@ -243,15 +244,36 @@ impl Scanner {
         }
     }
 
-    /// Takes what is whole off the front: its octets (commands between messages included) and how
-    /// many messages they hold.
+    /// Takes what is whole off the front of `buf`, at most `room` messages: its octets (commands
+    /// between messages included) and how many messages they hold.
     #[inline]
-    pub(crate) fn take(&mut self) -> (usize, usize) {
-        let taken = (self.whole, self.messages);
-        self.next -= self.whole;
-        self.whole = 0;
-        self.messages = 0;
-        taken
+    pub(crate) fn take(&mut self, buf: &[u8], room: usize) -> (usize, usize) {
+        let (octets, messages) = if self.messages <= room {
+            (self.whole, self.messages)
+        } else {
+            (self.end_of(buf, room), room)
+        };
+        self.next -= octets;
+        self.whole -= octets;
+        self.messages -= messages;
+        (octets, messages)
+    }
+
+    /// Whether a whole message waits at the front.
+    pub(crate) fn has_message(&self) -> bool {
+        self.messages > 0
+    }
+
+    /// Where the first `messages` of `buf` end, which were looked at before.
+    fn end_of(&self, buf: &[u8], messages: usize) -> usize {
+        let (mut end, mut left) = (0, messages);
+        while left > 0
+            && let Ok(Some(header)) = parse_header(self.framing, buf.get(end..).unwrap_or_default())
+        {
+            end += header.size + header.len as usize;
+            left -= usize::from(!header.more && !header.command);
+        }
+        end
     }
 
     #[cold]
@@ -356,13 +378,13 @@ mod tests {
         buf.extend([0, 1, b'b']);
         let mut scanner = scanner(Framing::New);
         assert_eq!(scanner.scan(&buf, 9).unwrap(), Scan::Command(2..9));
-        assert_eq!(scanner.take(), (9, 0));
+        assert_eq!(scanner.take(&buf, 9), (9, 0));
         let buf = &buf[9..];
         let Scan::Command(body) = scanner.scan(buf, 9).unwrap() else { panic!("a command") };
         assert_eq!(split_command(&buf[body]), Some((&b"PONG"[..], &b""[..])));
-        assert_eq!(scanner.take(), (0, 0));
+        assert_eq!(scanner.take(buf, 9), (0, 0));
         assert_eq!(scanner.scan(buf, 9).unwrap(), Scan::Need(buf.len() + HEADER_MAX));
-        assert_eq!(scanner.take(), (buf.len(), 1));
+        assert_eq!(scanner.take(buf, 9), (buf.len(), 1));
     }
 
     #[test]
@@ -370,9 +392,24 @@ mod tests {
         let buf = [0, 0, 0, 0, 0, 0];
         let mut scanner = scanner(Framing::New);
         assert_eq!(scanner.scan(&buf, 2).unwrap(), Scan::Full);
-        assert_eq!(scanner.take(), (4, 2));
-        assert_eq!(scanner.scan(&buf[4..], 0).unwrap(), Scan::Full);
-        assert_eq!(scanner.take(), (0, 0));
+        assert_eq!(scanner.take(&buf, 2), (4, 2));
+        assert_eq!(scanner.scan(&buf[4..], 0).unwrap(), Scan::Need(2 + HEADER_MAX));
+        assert_eq!(scanner.take(&buf[4..], 0), (0, 0));
+    }
+
+    #[test]
+    fn without_room_commands_are_found_behind_messages() {
+        let mut buf = vec![0, 1, b'a', 1, 0, 0, 1, b'b'];
+        put_command(&mut buf, "PING", &[&[0, 0]]);
+        buf.extend([0, 1, b'c']);
+        let mut scanner = scanner(Framing::New);
+        assert_eq!(scanner.scan(&buf, 0).unwrap(), Scan::Command(10..17));
+        assert_eq!(scanner.scan(&buf, 0).unwrap(), Scan::Need(20 + HEADER_MAX));
+        assert_eq!(scanner.take(&buf, 0), (0, 0));
+        assert_eq!(scanner.scan(&buf, 1).unwrap(), Scan::Full);
+        assert_eq!(scanner.take(&buf, 1), (3, 1));
+        assert_eq!(scanner.scan(&buf[3..], 2).unwrap(), Scan::Full);
+        assert_eq!(scanner.take(&buf[3..], 2), (17, 2), "the command with what follows it");
     }
 
     fn encode(framing: Framing, messages: &[Vec<Vec<u8>>]) -> Vec<u8> {
@@ -408,7 +445,7 @@ mod tests {
                 buf.extend_from_slice(piece);
                 loop {
                     let scan = scanner.scan(&buf, room).unwrap();
-                    let (octets, count) = scanner.take();
+                    let (octets, count) = scanner.take(&buf, room);
                     let mut taken: Vec<u8> = buf.drain(..octets).collect();
                     for _ in 0..count {
                         let mut message = Vec::new();
@@ -440,7 +477,7 @@ mod tests {
                             prop_assert!(need > buf.len());
                             break;
                         }
-                        Ok(_) => { let (n, _) = scanner.take(); buf.drain(..n); }
+                        Ok(_) => { let (n, _) = scanner.take(&buf, 9); buf.drain(..n); }
                         Err(_) => break,
                     }
                 }

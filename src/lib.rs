@@ -58,6 +58,12 @@
 //! spawned task: the body of `#[tokio::main]` is not run by a worker, so that each change between it
 //! and a connection task costs a thread switch.
 
+// what a peer sends must not be able to panic; tests may
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("dragonwire is for Linux");
 
@@ -78,6 +84,7 @@ mod message;
 mod monitor;
 mod options;
 mod outbox;
+mod peer;
 mod pub_socket;
 mod pull_socket;
 mod push_socket;
@@ -106,8 +113,9 @@ pub use error::{
 pub use greeting::Version;
 pub use hub::Delivery;
 pub use message::{Frames, Message};
-pub use monitor::{ConnectionId, Credentials, Event, Monitor, PeerInfo, SessionInfo};
+pub use monitor::{Event, Monitor};
 pub use options::{OnFull, SocketOptions, XPubVerbose};
+pub use peer::{ConnectionId, Credentials, PeerInfo, SessionInfo};
 pub use pub_socket::PubSocket;
 pub use pull_socket::PullSocket;
 pub use push_socket::PushSocket;

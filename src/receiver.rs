@@ -10,7 +10,7 @@ use tokio::task::consume_budget;
 use crate::error::RecvError;
 use crate::hub::{Hub, Taken};
 use crate::message::Message;
-use crate::monitor::ConnectionId;
+use crate::peer::ConnectionId;
 use crate::socket_type::SocketType;
 
 /// What the application has not received of the run in hand.

@@ -11,7 +11,7 @@ use crate::engine::{Engine, EngineConfig, Input};
 use crate::error::{DisconnectCause, ProtocolError};
 use crate::heartbeat::{Beat, Heartbeat};
 use crate::hub::{Hub, PeerId, Wire};
-use crate::monitor::{PeerInfo, SessionInfo};
+use crate::peer::{PeerInfo, SessionInfo};
 
 /// What a connection is to do next about reading.
 #[derive(Debug, PartialEq)]
@@ -20,7 +20,7 @@ pub(crate) enum Next {
     Read(usize),
     /// Write first: the answers to PINGs have piled up.
     Write,
-    /// Wait: the receive queue is full.
+    /// The receive queue is full: read ahead a little for commands, then wait.
     Wait,
 }
 
@@ -102,9 +102,12 @@ impl Session {
         let before = self.engine.unknown_commands();
         let next = self.hand_on(buf, now);
         self.unknown_commands += self.engine.unknown_commands() - before;
-        let reading = next.as_ref().is_ok_and(|next| *next != Next::Wait);
-        self.heartbeat.reading(reading, now);
         next
+    }
+
+    /// Whether this side reads, or leaves what comes to the kernel for want of room.
+    pub(crate) fn set_reading(&mut self, reading: bool, now: Instant) {
+        self.heartbeat.reading(reading, now);
     }
 
     fn hand_on(&mut self, buf: &mut BytesMut, now: Instant) -> Result<Next, ProtocolError> {

@@ -15,7 +15,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::endpoint::Endpoint;
-use crate::monitor::PeerInfo;
+use crate::peer::PeerInfo;
 
 /// Why a message died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

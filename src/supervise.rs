@@ -17,8 +17,9 @@ use crate::endpoint::Endpoint;
 use crate::endpoints::{EndpointState, Endpoints, EntryId, Stop};
 use crate::error::DisconnectCause;
 use crate::hub::{Hub, Leaving, PeerId};
-use crate::monitor::{ConnectionId, Event, PeerInfo};
+use crate::monitor::Event;
 use crate::options::SocketOptions;
+use crate::peer::{ConnectionId, PeerInfo};
 use crate::transport::{self, Listener, Stream};
 
 /// What the tasks of a socket share.

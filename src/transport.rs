@@ -14,8 +14,8 @@ use tokio_util::io::poll_read_buf;
 
 use crate::endpoint::{Address, Endpoint};
 use crate::hub::Wire;
-use crate::monitor::Credentials;
 use crate::options::SocketOptions;
+use crate::peer::Credentials;
 use crate::unix_ipc::SocketFile;
 
 /// A connected stream.

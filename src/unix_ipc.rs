@@ -58,7 +58,7 @@ pub(crate) fn bind(
 ) -> io::Result<(UnixListener, Option<SocketFile>, Endpoint)> {
     match name {
         IpcName::Abstract(octets) => {
-            let listener = listen(&SockAddr::from(abstract_name(octets)?), options)?;
+            let listener = listen(&abstract_name(octets)?, options)?;
             Ok((listener, None, Endpoint(Address::Ipc(name.clone()))))
         }
         IpcName::Path(path) => bind_path(path, None, options),

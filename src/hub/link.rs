@@ -13,8 +13,9 @@ use crate::error::ProtocolError;
 use crate::framing::{Framing, split_any_frame};
 use crate::greeting::Version;
 use crate::inbox::Chunk;
-use crate::monitor::{Event, PeerInfo};
+use crate::monitor::Event;
 use crate::outbox::{BATCH, Flight, Payload};
+use crate::peer::PeerInfo;
 use crate::socket_type::SocketType;
 use crate::stats::{DropReason, Incoming, Outgoing};
 
@@ -111,6 +112,7 @@ impl State {
         }
         let low = sent > 0 && peer.outbox.is_low();
         let rest = !peer.outbox.is_idle();
+        let closing = peer.closing.is_some() || self.closing.is_some();
         if let Some(link) = peer.link.as_mut().filter(|_| !late) {
             match how {
                 Written::All => {}
@@ -121,7 +123,8 @@ impl State {
         if low {
             after.wakers.extend(self.senders.drain());
         }
-        if rest || how != Written::All {
+        // what is left, and what follows when nothing is, is for the connection task
+        if rest || how != Written::All || closing {
             self.nudge(id.index, after);
         }
         self.retire(id.index);
@@ -297,20 +300,24 @@ impl Hub {
         self.lock().failed_handshakes += 1;
     }
 
-    /// What there is to write, `out` included; whether this side wants the connection gone; and
-    /// that the task sleeps if there is nothing.
+    /// What there is to write, `out` included, and whether this side wants the connection gone. If
+    /// there is nothing the task will be woken when there is. `drained`: nothing can be written any
+    /// more.
     pub(crate) fn begin_write(
         &self,
         id: PeerId,
         out: &mut Vec<u8>,
         waker: &Waker,
+        drained: bool,
     ) -> (Writing, Option<Closing>) {
         let mut state = self.lock();
         let socket_closing = state.closing;
         let Some(peer) = state.peer(id) else { return (Writing::Idle, None) };
         let closing = peer.closing.or(socket_closing);
         // answers that the peer does not fetch stay with the engine, which then stops reading
-        if peer.outbox.control().len() < CONTROL_MAX {
+        if drained {
+            out.clear();
+        } else if peer.outbox.control().len() < CONTROL_MAX {
             peer.outbox.control().append(out);
         }
         let Some(link) = &mut peer.link else { return (Writing::Idle, closing) };
@@ -319,7 +326,9 @@ impl Hub {
             Some(old) => old.clone_from(waker),
             None => link.waker = Some(waker.clone()),
         }
-        let writing = if let Some(kind) = link.broken {
+        let writing = if drained {
+            Writing::Idle
+        } else if let Some(kind) = link.broken {
             Writing::Broken(kind)
         } else if peer.outbox.is_flying() {
             Writing::Busy

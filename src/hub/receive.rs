@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use super::{After, Hub, PeerId, State};
 use crate::error::RecvError;
 use crate::inbox::Chunk;
-use crate::monitor::PeerInfo;
+use crate::peer::PeerInfo;
 use crate::socket_type::SocketType;
 use crate::stats::DropReason;
 
