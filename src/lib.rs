@@ -67,6 +67,9 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("dragonwire is for Linux");
 
+#[cfg(feature = "__bench")]
+#[doc(hidden)]
+pub mod bench;
 mod blocks;
 mod command;
 mod connection;
