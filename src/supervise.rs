@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument, Span};
 
 use crate::connection::{Greeter, Shared};
 use crate::endpoint::Endpoint;
@@ -63,8 +64,10 @@ impl Supervisor {
             match accepted {
                 Ok(stream) => {
                     delay = ACCEPT_DELAY;
-                    let (this, endpoint, stop) = (self.clone(), endpoint.clone(), stop.clone());
-                    self.tasks.spawn(this.serve(stream, endpoint, entry, stop));
+                    let info = describe(&stream, &endpoint, true);
+                    let span = span(&info);
+                    let serve = self.clone().serve(stream, info, entry, stop.clone());
+                    self.tasks.spawn(serve.instrument(span));
                 }
                 // that peer is gone again, which says nothing about the next one
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -92,11 +95,10 @@ impl Supervisor {
     async fn serve(
         self: Arc<Self>,
         stream: Stream,
-        endpoint: Endpoint,
+        mut info: PeerInfo,
         entry: EntryId,
         stop: CancellationToken,
     ) {
-        let mut info = describe(&stream, &endpoint, true);
         let peer = Arc::new(info.clone());
         self.hub().emit(&Event::Accepted { peer: peer.clone() });
         let greeted = match self.admit(&stream, &info) {
@@ -124,7 +126,7 @@ impl Supervisor {
         };
         info.session = Some(session);
         let info = Arc::new(info);
-        let id = self.hub().add_peer(endpoint, false);
+        let id = self.hub().add_peer(info.endpoint.clone(), false);
         let connection = greeter.open(self.shared.clone(), id, info.clone());
         if !self.endpoints.enter(entry, id) {
             self.hub().close_peer(id, self.hub().linger_from(Instant::now().into_std()));
@@ -192,10 +194,12 @@ impl Supervisor {
             let cause = match connected {
                 Err(cause) => cause,
                 Ok(stream) => {
+                    let info = describe(&stream, &endpoint, false);
+                    let span = span(&info);
                     let greeted = tokio::select! {
                         biased;
                         () = &mut given_up => Err(DisconnectCause::Local),
-                        greeted = self.greet(stream, &endpoint, entry) => greeted,
+                        greeted = self.greet(stream, info, entry).instrument(span.clone()) => greeted,
                     };
                     match greeted {
                         Err(cause) => cause,
@@ -203,7 +207,7 @@ impl Supervisor {
                             backoff.reset();
                             let connection = greeter.open(self.shared.clone(), peer, info.clone());
                             self.endpoints.set(entry, EndpointState::Ready);
-                            let cause = connection.run().await;
+                            let cause = connection.run().instrument(span).await;
                             let over = cause == DisconnectCause::Local;
                             self.part(peer, info, cause.clone());
                             if over {
@@ -264,10 +268,9 @@ impl Supervisor {
     async fn greet(
         &self,
         stream: Stream,
-        endpoint: &Endpoint,
+        mut info: PeerInfo,
         entry: EntryId,
     ) -> Result<(Greeter, Arc<PeerInfo>), DisconnectCause> {
-        let mut info = describe(&stream, endpoint, false);
         let peer = Arc::new(info.clone());
         self.endpoints.set(entry, EndpointState::Handshaking);
         self.hub().emit(&Event::Connected { peer: peer.clone() });
@@ -285,6 +288,11 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// What is logged about a connection stands in this span.
+fn span(info: &PeerInfo) -> Span {
+    tracing::debug_span!("connection", id = %info.id, endpoint = %info.endpoint)
 }
 
 fn describe(stream: &Stream, endpoint: &Endpoint, accepted: bool) -> PeerInfo {

@@ -334,7 +334,14 @@ impl Hub {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[inline]
     fn finish(&self, after: After) {
+        if after.waker.is_some() || !after.wakers.is_empty() || !after.events.is_empty() {
+            self.fire(after);
+        }
+    }
+
+    fn fire(&self, after: After) {
         after.waker.into_iter().chain(after.wakers).for_each(Waker::wake);
         after.events.iter().for_each(|event| self.emit(event));
     }
