@@ -139,17 +139,11 @@ impl Subscriptions {
     }
 
     /// How many peers have a prefix of `topic`.
+    #[cfg(test)]
     pub(crate) fn any_match(&mut self, topic: &[u8]) -> usize {
         let mut count = 0;
         self.matching(topic, |_| count += 1);
         count
-    }
-
-    /// Whether the peer has exactly this topic.
-    pub(crate) fn has(&self, peer: u32, topic: &[u8]) -> bool {
-        self.peers.get(peer as usize).is_some_and(|entry| {
-            self.trie.find(topic).is_some_and(|id| entry.nodes.contains_key(&id))
-        })
     }
 
     /// How many topics the peer has.
@@ -221,11 +215,13 @@ impl SubscriptionSet {
     }
 
     /// How many distinct topics are wanted.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.trie.len
     }
 
     /// Whether nothing is wanted.
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.trie.len == 0
     }
@@ -242,11 +238,7 @@ impl SubscriptionSet {
             if let Some((topic, _)) = self.trie.get(id) {
                 each(topic);
             }
-            let first = ahead.len();
-            ahead.extend(self.trie.at(id).children.iter());
-            if let Some(children) = ahead.get_mut(first..) {
-                children.reverse();
-            }
+            ahead.extend(self.trie.at(id).children.iter().rev());
         }
     }
 }
@@ -323,7 +315,10 @@ impl<V> Trie<V> {
                 let node = self.nodes.get(next as usize)?;
                 next = topic.get(node.depth).map_or(NONE, |&octet| node.children.get(octet));
                 if let Some(value) = &node.value {
-                    if node.topic.get(checked..) != topic.get(checked..node.depth) {
+                    // comparing nothing is not free: with an empty topic's pointer it is slow
+                    if checked < node.depth
+                        && node.topic.get(checked..) != topic.get(checked..node.depth)
+                    {
                         next = NONE;
                         return None;
                     }
@@ -360,10 +355,11 @@ impl<V> Trie<V> {
         }
         // ... and back up to the edge or node where they part.
         let common = common_prefix(topic, self.sample(id));
-        while let parent = self.at(id).parent
-            && parent != NONE
-            && self.at(parent).depth >= common
-        {
+        loop {
+            let parent = self.at(id).parent;
+            if parent == NONE || self.at(parent).depth < common {
+                break;
+            }
             id = parent;
         }
         if self.at(id).depth > common {
@@ -510,54 +506,34 @@ fn common_prefix(a: &[u8], b: &[u8]) -> usize {
     same + a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// More children than this are a table; a table of half as many becomes a list again.
-const LIST: usize = 16;
+/// A node with more children than this has a table of them: 1 KiB, but no search.
+const SEARCHED: usize = 16;
 
 /// A node's children by octet.
-#[derive(Debug)]
-enum Children {
+#[derive(Debug, Default)]
+struct Children {
     /// In octet order.
-    List(Vec<(u8, u32)>),
-    Table(Box<Table>),
-}
-
-#[derive(Debug)]
-struct Table {
-    len: usize,
-    ids: [u32; 256],
-}
-
-impl Default for Children {
-    fn default() -> Self {
-        Self::List(Vec::new())
-    }
+    list: Vec<(u8, u32)>,
+    table: Option<Box<[u32; 256]>>,
 }
 
 impl Children {
     /// The child at `octet`, or `NONE`.
     fn get(&self, octet: u8) -> u32 {
-        match self {
-            Self::List(list) => {
-                list.iter().find(|(at, _)| *at == octet).map_or(NONE, |(_, id)| *id)
-            }
-            Self::Table(table) => table.ids.get(octet as usize).copied().unwrap_or(NONE),
+        match &self.table {
+            Some(table) => table.get(octet as usize).copied(),
+            None => self.list.iter().find(|(at, _)| *at == octet).map(|(_, id)| *id),
         }
+        .unwrap_or(NONE)
     }
 
     fn len(&self) -> usize {
-        match self {
-            Self::List(list) => list.len(),
-            Self::Table(table) => table.len,
-        }
+        self.list.len()
     }
 
     /// The ids in octet order.
-    fn iter(&self) -> impl Iterator<Item = u32> {
-        let (list, table): (&[_], &[_]) = match self {
-            Self::List(list) => (list, &[]),
-            Self::Table(table) => (&[], &table.ids),
-        };
-        list.iter().map(|(_, id)| *id).chain(table.iter().copied().filter(|id| *id != NONE))
+    fn iter(&self) -> impl DoubleEndedIterator<Item = u32> {
+        self.list.iter().map(|(_, id)| *id)
     }
 
     /// The first id in octet order, or `NONE`.
@@ -566,45 +542,29 @@ impl Children {
     }
 
     fn set(&mut self, octet: u8, id: u32) {
-        match self {
-            Self::Table(table) => {
-                if let Some(slot) = table.ids.get_mut(octet as usize) {
-                    table.len += usize::from(*slot == NONE);
-                    *slot = id;
-                }
-            }
-            Self::List(list) => match list.binary_search_by_key(&octet, |(at, _)| *at) {
-                Ok(index) => {
-                    if let Some((_, slot)) = list.get_mut(index) {
-                        *slot = id;
-                    }
-                }
-                Err(index) if list.len() < LIST => list.insert(index, (octet, id)),
-                Err(_) => {
-                    let mut table = Box::new(Table { len: list.len() + 1, ids: [NONE; 256] });
-                    for &(octet, id) in list.iter().chain([&(octet, id)]) {
-                        if let Some(slot) = table.ids.get_mut(octet as usize) {
-                            *slot = id;
-                        }
-                    }
-                    *self = Self::Table(table);
-                }
-            },
+        let place = self.list.binary_search_by_key(&octet, |(at, _)| *at);
+        match place.map(|index| self.list.get_mut(index)) {
+            Ok(child) => child.into_iter().for_each(|child| child.1 = id),
+            Err(index) => self.list.insert(index, (octet, id)),
         }
+        self.tabulate(octet, id);
     }
 
     fn remove(&mut self, octet: u8) {
-        match self {
-            Self::List(list) => list.retain(|(at, _)| *at != octet),
-            Self::Table(table) => {
-                if let Some(slot) = table.ids.get_mut(octet as usize) {
-                    table.len -= usize::from(*slot != NONE);
-                    *slot = NONE;
-                }
-                if table.len <= LIST / 2 {
-                    let ids = (0..=u8::MAX).zip(table.ids);
-                    *self = Self::List(ids.filter(|(_, id)| *id != NONE).collect());
-                }
+        self.list.retain(|(at, _)| *at != octet);
+        self.tabulate(octet, NONE);
+    }
+
+    /// Brings the table, or its absence, in line with what the list now has at `octet`.
+    fn tabulate(&mut self, octet: u8, id: u32) {
+        let (changed, table) = match &mut self.table {
+            _ if self.list.len() <= SEARCHED => return self.table = None,
+            Some(table) => (&[(octet, id)][..], table),
+            none => (&*self.list, none.insert(Box::new([NONE; 256]))),
+        };
+        for &(octet, id) in changed {
+            if let Some(slot) = table.get_mut(octet as usize) {
+                *slot = id;
             }
         }
     }
@@ -632,7 +592,12 @@ mod tests {
                 values += usize::from(node.value.is_some());
                 assert!(!self.free.contains(&id));
                 assert_eq!(node.parent, parent);
-                assert_eq!(node.children.len(), node.children.iter().count());
+                let Children { list, table } = &node.children;
+                assert!(list.is_sorted());
+                assert!(list.iter().all(|&(octet, child)| node.children.get(octet) == child));
+                let tabled = table.iter().flat_map(|table| table.iter());
+                let tabled = tabled.filter(|child| **child != NONE).count();
+                assert_eq!(tabled, if list.len() > SEARCHED { list.len() } else { 0 });
                 assert!(node.value.is_some() || node.children.len() > 1);
                 let topic_len = if node.value.is_some() { node.depth } else { 0 };
                 assert_eq!(node.topic.len(), topic_len);
@@ -699,7 +664,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(400))]
+        #![proptest_config(ProptestConfig::with_cases(256))]
 
         #[test]
         fn subscriptions_are_a_set_of_pairs(ops in vec(op(), 0..300)) {
@@ -727,7 +692,6 @@ mod tests {
                         let expected: BTreeSet<u32> = matching.map(|(peer, _)| *peer).collect();
                         prop_assert_eq!(subscriptions.any_match(&topic), expected.len());
                         prop_assert_eq!(found, expected.into_iter().collect::<Vec<_>>());
-                        prop_assert_eq!(subscriptions.has(1, &topic), model.contains(&(1, topic)));
                     }
                 }
                 subscriptions.trie.check();
@@ -837,9 +801,9 @@ mod tests {
 
     #[test]
     fn a_chain_as_deep_as_it_is_long_is_dropped_without_recursion() {
-        let topic = vec![b'x'; 20_000];
+        let topic = vec![b'x'; 12_000];
         let mut set = SubscriptionSet::default();
-        for length in 0..topic.len() {
+        for length in (0..topic.len()).rev() {
             set.add(&topic[..length]);
         }
         set.trie.check();

@@ -91,7 +91,7 @@ fn sources() -> BTreeMap<PathBuf, (String, String)> {
 }
 
 fn without_tests(text: &str) -> &str {
-    text.split("#[cfg(test)]").next().unwrap()
+    text.split("#[cfg(test)]\nmod").next().unwrap()
 }
 
 /// The modules that `crate::` paths name, outside of comments.
