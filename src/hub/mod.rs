@@ -7,7 +7,7 @@
 //! lock and fired after it. Implements the message patterns of RFC 29 (PUB, SUB, XPUB, XSUB) and
 //! RFC 30 (PUSH, PULL).
 //!
-//! **Who writes.** At most one at a time has a [`Flight`] of a peer: its connection task, or a sender
+//! **Who writes.** At most one at a time has a [`Flight`](crate::outbox::Flight) of a peer: its connection task, or a sender
 //! that finds a full batch, a full queue, or a peer that has been quiet for a while (so that a lone
 //! message goes out without a change of task). A flight goes back to the outbox when the kernel has
 //! taken it or will take no more.
