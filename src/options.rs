@@ -314,7 +314,7 @@ impl SocketOptions {
     }
 
     /// PUB, XPUB: what the subscriptions of one peer may cost, in octets: each counts its topic and
-    /// 64 octets more. Default 64 MiB. Not in libzmq.
+    /// 256 octets more. Default 64 MiB. Not in libzmq.
     #[must_use]
     pub fn max_subscription_bytes(mut self, octets: usize) -> Self {
         self.max_subscription_bytes = octets;

@@ -20,8 +20,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::{iter, mem};
 
-/// What a subscription is charged beside its topic's octets.
-const OVERHEAD: usize = 64;
+/// What a subscription is charged beside its topic's octets: about what it takes in memory.
+pub(crate) const OVERHEAD: usize = 256;
 
 /// Who subscribed to what, for a publisher. A peer is a small dense number, such as a slab index.
 #[derive(Debug, Default)]
@@ -151,7 +151,7 @@ impl Subscriptions {
         self.peers.get(peer as usize).map_or(0, |entry| entry.nodes.len())
     }
 
-    /// What the peer's topics are charged: for each its length and a fixed overhead of 64.
+    /// What the peer's topics are charged: for each its length and [`OVERHEAD`].
     pub(crate) fn bytes(&self, peer: u32) -> usize {
         self.peers.get(peer as usize).map_or(0, |entry| entry.bytes)
     }
@@ -698,7 +698,7 @@ mod tests {
             }
             for peer in 0..6 {
                 let lengths = model.iter().filter(|(owner, _)| *owner == peer);
-                let lengths: Vec<_> = lengths.map(|(_, topic)| topic.len() + 64).collect();
+                let lengths: Vec<_> = lengths.map(|(_, topic)| topic.len() + OVERHEAD).collect();
                 prop_assert_eq!(subscriptions.count(peer), lengths.len());
                 prop_assert_eq!(subscriptions.bytes(peer), lengths.iter().sum::<usize>());
                 remove_peer(&mut subscriptions, &mut model, peer);

@@ -12,6 +12,7 @@ use crate::hub::Refused;
 use crate::inbox::Chunk;
 use crate::options::XPubVerbose;
 use crate::socket_type::SocketType;
+use crate::subscription::OVERHEAD;
 
 /// How a subscription goes out to a 3.1 peer; older ones get messages in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,7 +236,7 @@ impl Hub {
         let (notify, first_octet, topic) = match what {
             Subscription::Subscribe(topic) => {
                 let limit = self.options.max_subscription_bytes;
-                if set.bytes(index).saturating_add(topic.len() + 64) > limit {
+                if set.bytes(index).saturating_add(topic.len() + OVERHEAD) > limit {
                     return Err(ProtocolError::TooManySubscriptions { limit });
                 }
                 let first = set.subscribe(index, topic).first;
