@@ -1,7 +1,5 @@
 //! Peers of every version of ZMTP, in raw octets, in both roles and over both transports.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-
 #[allow(dead_code, reason = "not every test needs all of it")]
 mod peer;
 
