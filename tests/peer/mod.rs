@@ -23,9 +23,14 @@ pub(crate) const MS: fn(u64) -> Duration = Duration::from_millis;
 pub(crate) fn within<T>(what: &str, future: impl Future<Output = T>) -> impl Future<Output = T> {
     let caller = std::panic::Location::caller();
     async move {
-        match timeout(DEADLINE, future).await {
-            Ok(done) => done,
-            Err(_) => panic!("not within {DEADLINE:?}: {what} ({caller})"),
+        tokio::select! {
+            // first, so that a future whose waker was forgotten is not saved by being looked at
+            // once more in the end
+            biased;
+            () = tokio::time::sleep(DEADLINE) => {
+                panic!("not within {DEADLINE:?}: {what} ({caller})")
+            }
+            done = future => done,
         }
     }
 }
@@ -172,6 +177,11 @@ impl Peer {
 
     pub(crate) fn remote(&self) -> SocketAddr {
         self.address.expect("a TCP connection")
+    }
+
+    /// Closes the connection, whatever is still to be read.
+    pub(crate) fn hang_up(&mut self) {
+        self.stream = Box::new(tokio::io::duplex(1).0);
     }
 
     /// Writes octets; the other end must take them.
