@@ -6,8 +6,8 @@ mod peer;
 use std::time::Duration;
 
 use dragonwire::{
-    Delivery, DropReason, Endpoint, Event, Message, OnFull, PubSocket, PullSocket, PushSocket,
-    SocketOptions, SubSocket, TrySendError, Version,
+    Delivery, DropReason, Endpoint, Event, Message, OnFull, PeerInfo, PubSocket, PullSocket,
+    PushSocket, SocketOptions, SubSocket, TrySendError, Version,
 };
 use peer::{Listener, MS, Peer, encode, event, ping, subscription, within};
 use tokio::time::timeout;
@@ -550,30 +550,30 @@ async fn conflate_receives_the_newest() {
 /// One message may be half-way to the kernel; besides it only the newest is kept.
 #[tokio::test]
 async fn conflate_keeps_the_newest_for_a_stalled_peer() {
-    let mut scene = Publishing::new(options().conflate(true)).await;
-    for i in 0..2000 {
-        let delivery = scene.publisher.send(numbered(i, 10_000)).await.unwrap();
-        assert_eq!(delivery.queued, 2);
-        tokio::task::yield_now().await;
+    for (size, messages) in [(10_000, 1000), (200, 20_000)] {
+        let mut scene = Publishing::new(options().conflate(true)).await;
+        for i in 0..messages {
+            let delivery = scene.publisher.send(numbered(i, size)).await.unwrap();
+            assert_eq!(delivery.queued, 2);
+            tokio::task::yield_now().await;
+        }
+        let stats = scene.publisher.stats();
+        let theirs = |info: &PeerInfo| info.remote == scene.stalled.address;
+        let stalled = stats.peers.iter().find(|peer| peer.peer.as_deref().is_some_and(theirs));
+        let out = stalled.expect("the stalled peer").outgoing;
+        assert_eq!(out.accepted, messages as u64);
+        assert!(out.queued <= 2, "{} messages, {} octets are queued", out.queued, out.queued_bytes);
+        assert_eq!(out.accepted, out.sent + out.queued + out.dropped.get(DropReason::Conflated));
+        let (mut last, mut count) = (0, 0);
+        while last < messages - 1 {
+            let message = scene.stalled.message().await;
+            assert_eq!(message[0].len(), size);
+            assert!(count == 0 || number(&message[0]) > last);
+            last = number(&message[0]);
+            count += 1;
+        }
+        assert_eq!(count, out.sent + out.queued);
     }
-    let stats = scene.publisher.stats();
-    let stalled = stats
-        .peers
-        .iter()
-        .find(|peer| peer.peer.as_ref().is_some_and(|info| info.remote == scene.stalled.address))
-        .unwrap();
-    let out = stalled.outgoing;
-    assert!(out.queued <= 2, "{} messages, {} octets are queued", out.queued, out.queued_bytes);
-    assert_eq!(out.accepted, out.sent + out.queued + out.dropped.get(DropReason::Conflated));
-    let (mut last, mut count) = (0, 0);
-    while last < 1999 {
-        let message = scene.stalled.message().await;
-        assert_eq!(message[0].len(), 10_000);
-        assert!(count == 0 || number(&message[0]) > last);
-        last = number(&message[0]);
-        count += 1;
-    }
-    assert_eq!(count, out.sent + out.queued);
 }
 
 /// Octets of a header and a body, as they count for the marks.
