@@ -10,7 +10,7 @@ use dragonwire::{
     PushSocket, SocketOptions, SubSocket, TrySendError, Version,
 };
 use peer::{Listener, MS, Peer, encode, event, ping, subscription, within};
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, timeout};
 
 /// An endpoint where nobody listens yet.
 fn nowhere(name: &str) -> Endpoint {
@@ -200,7 +200,7 @@ impl Publishing {
         let mut stalled = Peer::connect_narrow(&endpoint).await;
         stalled.shake(Version::V3_1, "SUB").await;
         stalled.subscribe("").await;
-        let mut good = SubSocket::new();
+        let good = SubSocket::new();
         good.subscribe("").unwrap();
         good.connect(&endpoint).await.unwrap();
         within("the subscription", good.ready()).await.unwrap();
@@ -466,23 +466,40 @@ async fn the_receive_mark_bounds_what_is_taken_of_a_flood() {
 #[tokio::test]
 async fn the_receive_mark_in_octets_bounds_what_is_taken_of_a_flood() {
     for (mark, size) in [(10_000, 1000), (100_000, 20_000), (1000, 5000), (50_000, 8)] {
-        let options = options().recv_hwm(0).recv_hwm_bytes(mark).recv_buffer(4096);
+        let options = options().recv_hwm(0).recv_hwm_bytes(mark);
         let mut pull = PullSocket::with_options(options).unwrap();
         let endpoint = pull.bind("tcp://127.0.0.1:*").await.unwrap();
         let mut peer = Peer::join(&endpoint, Version::V3_1, "PUSH").await;
+        let count = ((4 << 20) / size).min(20_000);
+        let mut octets = Vec::new();
+        for i in 0..count {
+            octets.extend(encode(Version::V3_1, &[numbered(i, size)]));
+        }
+        // in large pieces, so that much is there at once
+        let flood = tokio::spawn(async move {
+            peer.write(&octets).await;
+            peer
+        });
         // one message beyond it, for one of any size is always taken
         let most = (mark + size + 9) as u64;
-        let bound = |pull: &PullSocket| {
-            let octets = pull.stats().incoming.queued_bytes;
-            assert!(octets <= most, "{octets} octets at a mark of {mark}, messages of {size}");
+        let mut highest = 0;
+        let mut look = |pull: &PullSocket| {
+            highest = highest.max(pull.stats().incoming.queued_bytes);
         };
-        let sent = flood(&pull, &mut peer, size, bound).await;
-        assert!(pull.stats().incoming.queued > 0);
-        for i in 0..sent {
+        let mut pace = tokio::time::interval(MS(1));
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        for _ in 0..100 {
+            pace.tick().await;
+            look(&pull);
+        }
+        for i in 0..count {
             let received = within("a message", pull.recv()).await.unwrap();
             assert_eq!(number(received.topic()), i);
-            bound(&pull);
+            look(&pull);
         }
+        assert!(highest > mark as u64 / 2, "{highest} of {mark}: it is made use of");
+        assert!(highest <= most, "{highest} octets at a mark of {mark}, messages of {size}");
+        drop(within("the end of the flood", flood).await.unwrap());
     }
 }
 

@@ -520,6 +520,8 @@ async fn close_reports_what_was_not_received() {
         drop(peer);
         let report = within("the end", pull.close()).await;
         assert_eq!(report.unread, 10 - received, "{received} of 10 were received");
+        balance(&pull.stats());
+        pull.try_recv().unwrap_err();
         let stats = pull.stats();
         balance(&stats);
         let inc = stats.incoming;
