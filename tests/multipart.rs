@@ -65,12 +65,12 @@ async fn from_one_frame_to_a_thousand() {
 
 #[tokio::test]
 async fn sizes_about_every_border() {
-    let borders = [0, 255, 256, 4 << 10, 8 << 10, 64 << 10, 128 << 10, 256 << 10, 1 << 20];
+    let borders = [0_usize, 255, 256, 4 << 10, 8 << 10, 64 << 10, 128 << 10, 256 << 10, 1 << 20];
     for endpoint in ["tcp://127.0.0.1:*", "ipc://*"] {
         let (push, mut pull) = pair(endpoint).await;
         let mut messages = Vec::new();
         for border in borders {
-            for size in (border as usize).saturating_sub(2)..=border + 2 {
+            for size in border.saturating_sub(2)..=border + 2 {
                 // by itself, before and after another frame, and behind a small message
                 messages.extend([&[size][..], &[size, 1], &[1, size], &[3]].map(message));
             }
