@@ -103,6 +103,8 @@ mod supervise;
 mod tcp;
 mod transport;
 mod unix_ipc;
+#[cfg(test)]
+mod vectors;
 mod waiters;
 mod xpub_socket;
 mod xsub_socket;
