@@ -136,11 +136,8 @@ impl Engine {
         loop {
             let step = match &mut self.state {
                 State::Open { scanner, version } => {
-                    return open(scanner, *version, buf, room, &mut self.out)
-                        .map(|(input, unknown)| {
-                            self.unknown_commands += unknown;
-                            input
-                        })
+                    let unknown = &mut self.unknown_commands;
+                    return open(scanner, *version, buf, room, &mut self.out, unknown)
                         .inspect_err(|_| self.state = State::Failed);
                 }
                 State::Greeting(_) => self.greeting(buf),
@@ -293,11 +290,11 @@ fn open(
     buf: &mut BytesMut,
     room: usize,
     out: &mut Vec<u8>,
-) -> Result<(Input, u64), ProtocolError> {
-    let mut unknown = 0;
+    unknown: &mut u64,
+) -> Result<Input, ProtocolError> {
     loop {
         if out.len() >= OUT_MAX {
-            return Ok((Input::Congested, unknown));
+            return Ok(Input::Congested);
         }
         let scan = scanner.scan(buf, room);
         if let Ok(Scan::Command(body)) = &scan {
@@ -309,7 +306,7 @@ fn open(
             };
             let input = match command {
                 Ok(Command::Unknown) => {
-                    unknown += 1;
+                    *unknown += 1;
                     continue;
                 }
                 Ok(Command::Ping { ttl, context }) => {
@@ -335,23 +332,23 @@ fn open(
                 Err(error) => return Err(error),
             };
             if let Some(input) = input {
-                return Ok((input, unknown));
+                return Ok(input);
             }
         }
         let (octets, messages) = scanner.take(buf, room);
         if messages > 0 {
             let bytes = buf.split_to(octets).freeze();
             let framing = framing_of(version);
-            return Ok((Input::Chunk(Chunk { bytes, messages, framing }), unknown));
+            return Ok(Input::Chunk(Chunk { bytes, messages, framing }));
         }
         buf.advance(octets);
         // without room messages may stand whole in the buffer
         if scanner.has_message() {
-            return Ok((Input::Full, unknown));
+            return Ok(Input::Full);
         }
         return match scan? {
-            Scan::Need(need) => Ok((Input::Need(need - octets), unknown)),
-            _ => Ok((Input::Full, unknown)),
+            Scan::Need(need) => Ok(Input::Need(need - octets)),
+            _ => Ok(Input::Full),
         };
     }
 }
