@@ -78,6 +78,9 @@ mod endpoints;
 mod engine;
 mod error;
 mod framing;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod greeting;
 mod heartbeat;
 mod hub;

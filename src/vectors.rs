@@ -9,27 +9,23 @@
 //! what it does instead, which is asserted as well.
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::task::{Wake, Waker};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::endpoint::Endpoint;
 use crate::engine::EngineConfig;
 use crate::error::{DisconnectCause, RecvError};
 use crate::framing::{split_command, split_frame};
-use crate::hub::{Closing, Form, Hub, Leaving, PeerId, Wire, Writing, Written, write_flight};
+use crate::fuzzing::{self, Phase};
+use crate::hub::{Closing, Form, Hub, PeerId};
 use crate::message::Message;
-use crate::monitor::{ConnectionId, PeerInfo};
 use crate::options::{SocketOptions, XPubVerbose};
 use crate::outbox::Payload;
 use crate::receiver::Receiver;
-use crate::session::{Handshake, Next, Session};
 use crate::socket_type::SocketType;
 
 /// What happens in place of a step.
@@ -340,70 +336,6 @@ enum Cut {
     OctetByOctet,
 }
 
-/// The kernel's part: what this side has sent and the recording has not yet told of.
-#[derive(Debug)]
-struct Pipe {
-    sent: Mutex<Vec<u8>>,
-    /// How many more octets it takes.
-    room: Mutex<usize>,
-}
-
-impl Pipe {
-    fn new(room: usize) -> Arc<Self> {
-        Arc::new(Self { sent: Mutex::default(), room: Mutex::new(room) })
-    }
-}
-
-impl Wire for Pipe {
-    fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let mut room = self.room.lock().unwrap();
-        if *room == 0 {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let mut sent = self.sent.lock().unwrap();
-        let before = sent.len();
-        for slice in slices {
-            let taken = slice.len().min(*room);
-            sent.extend_from_slice(&slice[..taken]);
-            *room -= taken;
-        }
-        Ok(sent.len() - before)
-    }
-}
-
-/// A connection task's waker: remembers that it was woken.
-#[derive(Debug, Default)]
-struct Alarm(AtomicBool);
-
-impl Wake for Alarm {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-#[derive(Debug)]
-enum Phase {
-    Handshake(Handshake),
-    Open(Session),
-    /// Over, and why.
-    Over(DisconnectCause),
-}
-
-/// One connection, driven as a connection task drives it.
-#[derive(Debug)]
-struct Connection {
-    phase: Phase,
-    peer: Option<PeerId>,
-    pipe: Arc<Pipe>,
-    alarm: Arc<Alarm>,
-    buf: BytesMut,
-    /// The peer's octets so far.
-    received: Vec<u8>,
-    /// This side's octets that the recording has told of.
-    told: usize,
-    handshake_deadline: Option<Instant>,
-}
-
 /// This side of a recording.
 #[derive(Debug)]
 struct Player {
@@ -419,131 +351,44 @@ struct Player {
     room: usize,
 }
 
+/// A connection, and how far the recording has told of it.
+#[derive(Debug)]
+struct Connection {
+    link: fuzzing::Connection,
+    /// The peer's octets so far.
+    received: Vec<u8>,
+    /// This side's octets that the recording has told of.
+    told: usize,
+    handshake_deadline: Option<Instant>,
+}
+
 type Outcomes<T = ()> = Result<T, String>;
 
 impl Connection {
     fn new(player: &Player) -> Self {
         let timeout = player.hub.options().handshake_timeout;
         Self {
-            phase: Phase::Handshake(Handshake::new(player.engine.clone())),
-            peer: player.dialled,
-            pipe: Pipe::new(player.room),
-            alarm: Arc::default(),
-            buf: BytesMut::new(),
+            link: fuzzing::Connection::new(player.engine.clone(), player.dialled, player.room),
             received: Vec::new(),
             told: 0,
             handshake_deadline: timeout.map(|timeout| player.now + timeout),
         }
     }
 
-    /// Does all there is to do. `idle`: nothing has happened to this connection itself, so that what
-    /// there is to write must have come with a wake.
-    fn pump(&mut self, hub: &Arc<Hub>, now: Instant, idle: bool) -> Outcomes {
-        if let Phase::Handshake(handshake) = &mut self.phase {
-            let step = handshake.input(&mut self.buf);
-            let out = std::mem::take(handshake.out());
-            self.pipe.sent.lock().unwrap().extend(out);
-            match step {
-                Ok(Err(_)) => return Ok(()),
-                Err(error) => {
-                    self.phase = Phase::Over(error.into());
-                    hub.count_failed_handshake();
-                    return Ok(());
-                }
-                Ok(Ok(session)) => {
-                    let endpoint = "tcp://127.0.0.1:1".parse().unwrap();
-                    let peer = *self.peer.get_or_insert_with(|| hub.add_peer(endpoint, false));
-                    let info = Arc::new(PeerInfo {
-                        id: ConnectionId(1),
-                        endpoint: "tcp://127.0.0.1:1".parse().unwrap(),
-                        accepted: true,
-                        local: None,
-                        remote: None,
-                        credentials: None,
-                        session: Some(session),
-                    });
-                    let begun = Phase::Over(DisconnectCause::Local);
-                    let Phase::Handshake(handshake) = std::mem::replace(&mut self.phase, begun)
-                    else {
-                        unreachable!("it was one a moment ago")
-                    };
-                    let wire: Arc<dyn Wire> = self.pipe.clone();
-                    self.phase =
-                        Phase::Open(Session::open(handshake, hub.clone(), peer, info, wire, now));
-                }
-            }
-        }
-        let mut woken = !idle || self.alarm.0.swap(false, Ordering::Relaxed);
-        loop {
-            let Phase::Open(session) = &mut self.phase else { return Ok(()) };
-            let peer = self.peer.expect("an open connection has a place");
-            let waker = Waker::from(self.alarm.clone());
-            let (writing, closing) = hub.begin_write(peer, session.out(), &waker);
-            let flushed = match writing {
-                Writing::Flight(mut launched) => {
-                    if !woken {
-                        return Err("a lost wake-up: there was something to write".to_owned());
-                    }
-                    let how = write_flight(&*self.pipe, &mut launched.flight);
-                    hub.end_write(launched, how);
-                    if let Written::Failed(kind) = how {
-                        return Err(format!("writing failed: {kind}"));
-                    }
-                    continue;
-                }
-                Writing::Blocked if *self.pipe.room.lock().unwrap() > 0 => {
-                    hub.unblock(peer);
-                    continue;
-                }
-                Writing::Idle => true,
-                Writing::Blocked => false,
-                Writing::Busy | Writing::Broken(_) => return Err(format!("{writing:?}")),
-            };
-            if closing.is_some() && flushed {
-                hub.note_flushed(peer);
-                hub.detach(peer, Leaving::Closed);
-                self.phase = Phase::Over(DisconnectCause::Local);
-                return Ok(());
-            }
-            let before = self.buf.len();
-            let next = session.input(&mut self.buf, now);
-            woken = true;
-            match next {
-                Ok(Next::Read(_) | Next::Wait)
-                    if session.out().is_empty() && self.buf.len() == before =>
-                {
-                    return Ok(());
-                }
-                Ok(_) => {}
-                Err(error) => self.end(hub, error.into()),
-            }
-        }
-    }
-
-    /// The connection is lost.
-    fn end(&mut self, hub: &Hub, cause: DisconnectCause) {
-        if let (Phase::Open(_), Some(peer)) = (&self.phase, self.peer) {
-            hub.detach(peer, Leaving::Lost);
-        }
-        if !matches!(self.phase, Phase::Over(_)) {
-            self.phase = Phase::Over(cause);
-        }
-    }
-
     fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Over(_))
+        self.link.is_over()
     }
 
     /// What this side has sent and the recording has not told of.
     fn untold(&self) -> Vec<u8> {
-        self.pipe.sent.lock().unwrap()[self.told..].to_vec()
+        self.link.pipe.sent().split_off(self.told)
     }
 
     /// Nothing more may have been sent, but for what this side says more than libzmq does: an ERROR
     /// command before it closes.
     fn all_told(&mut self) -> Outcomes {
         let untold = self.untold();
-        let refused = matches!(self.phase, Phase::Over(DisconnectCause::Protocol(_)));
+        let refused = matches!(self.link.phase, Phase::Over(DisconnectCause::Protocol(_)));
         let is_error = split_frame(&untold).is_some_and(|frame| {
             let name = split_command(frame.body).map(|(name, _)| name);
             frame.header.command && frame.rest.is_empty() && name == Some(b"ERROR")
@@ -567,7 +412,7 @@ impl Connection {
             11..=63 => 64,
             _ => return Ok(()),
         };
-        let sent = self.pipe.sent.lock().unwrap().len();
+        let sent = self.link.pipe.sent().len();
         if modern && sent != pieces {
             return Err(format!(
                 "after {} octets of the greeting {sent} octets were sent, not {pieces}",
@@ -593,7 +438,7 @@ impl Player {
         }
         let receives = !matches!(kind, SocketType::Pub | SocketType::Push);
         let dials = side.role.as_deref() == Some("connect");
-        let endpoint = "tcp://127.0.0.1:1".parse().unwrap();
+        let endpoint = Endpoint::tcp(([127, 0, 0, 1], 1).into());
         Self {
             receiver: receives.then(|| Receiver::new(hub.clone())),
             dialled: dials.then(|| hub.add_peer(endpoint, true)),
@@ -620,7 +465,7 @@ impl Player {
 
     fn pump(&mut self, idle: bool) -> Outcomes {
         for connection in &mut self.connections {
-            connection.pump(&self.hub, self.now, idle)?;
+            connection.link.pump(&self.hub, self.now, idle)?;
         }
         Ok(())
     }
@@ -643,12 +488,8 @@ impl Player {
                 return Ok(());
             }
             connection.received.extend_from_slice(piece);
-            connection.buf.extend_from_slice(piece);
-            if let Phase::Open(session) = &mut connection.phase {
-                session.received(piece.len());
-            }
-            connection.pump(&self.hub, self.now, false)?;
-            if matches!(connection.phase, Phase::Handshake(_)) {
+            connection.link.feed(&self.hub, self.now, piece)?;
+            if matches!(connection.link.phase, Phase::Handshake(_)) {
                 connection.check_pieces()?;
             }
             if let Some(pace) = pace {
@@ -662,7 +503,7 @@ impl Player {
     fn advance(&mut self, ms: u64) -> Outcomes {
         let end = self.now + Duration::from_millis(ms);
         loop {
-            let due = |connection: &Connection| match &connection.phase {
+            let due = |connection: &Connection| match &connection.link.phase {
                 Phase::Handshake(_) => connection.handshake_deadline,
                 Phase::Open(session) => session.next_tick(),
                 Phase::Over(_) => None,
@@ -670,7 +511,7 @@ impl Player {
             let next = self.connections.iter().filter_map(due).min().filter(|at| *at <= end);
             self.now = next.unwrap_or(end).max(self.now);
             for connection in &mut self.connections {
-                let ticked = match &mut connection.phase {
+                let ticked = match &mut connection.link.phase {
                     Phase::Handshake(_) if connection.handshake_deadline <= Some(self.now) => {
                         // the connection task's part, which has it from tokio
                         match connection.handshake_deadline {
@@ -682,9 +523,9 @@ impl Player {
                     _ => Ok(()),
                 };
                 if let Err(cause) = ticked {
-                    connection.end(&self.hub, cause);
+                    connection.link.end(&self.hub, cause);
                 }
-                connection.pump(&self.hub, self.now, false)?;
+                connection.link.pump(&self.hub, self.now, false)?;
             }
             if next.is_none() {
                 return Ok(());
@@ -699,7 +540,7 @@ impl Player {
         let connection = &self.connections[at];
         let ms = match connection.handshake_deadline {
             // such a time is told from the connection's beginning
-            Some(deadline) if matches!(connection.phase, Phase::Handshake(_)) => {
+            Some(deadline) if matches!(connection.link.phase, Phase::Handshake(_)) => {
                 (deadline - self.now).as_millis() as u64
             }
             _ => ms,
@@ -733,7 +574,7 @@ impl Player {
         self.wait(step)?;
         self.pump(true)?;
         let connection = self.connection(step);
-        match &connection.phase {
+        match &connection.link.phase {
             Phase::Over(_) => connection.all_told(),
             _ if step.optional => Ok(()),
             _ => Err("the connection is open".to_owned()),
@@ -745,7 +586,7 @@ impl Player {
         self.advance(step.after_ms.or(step.ms).unwrap_or(0))?;
         let beats = self.hub.options().heartbeat_interval.is_some();
         let connection = self.connection(step);
-        if let Phase::Over(cause) = &connection.phase {
+        if let Phase::Over(cause) = &connection.link.phase {
             return Err(format!("closed: {cause}"));
         }
         let modern = connection.received.get(11) == Some(&1);
@@ -761,7 +602,7 @@ impl Player {
             "silence" => {
                 self.advance(step.ms.unwrap_or(0))?;
                 let connection = self.connection(step);
-                if let Phase::Over(cause) = &connection.phase {
+                if let Phase::Over(cause) = &connection.link.phase {
                     return Err(format!("closed: {cause}"));
                 }
                 connection.all_told()
@@ -787,7 +628,7 @@ impl Player {
                 let hub = self.hub.clone();
                 let connection = self.connection(step);
                 connection.all_told()?;
-                connection.end(&hub, DisconnectCause::PeerClosed);
+                connection.link.end(&hub, DisconnectCause::PeerClosed);
                 self.pump(true)
             }
             "connect" => {
@@ -880,7 +721,7 @@ impl Player {
     }
 
     fn close_peers(&self, closing: Closing) {
-        for peer in self.connections.iter().filter_map(|connection| connection.peer) {
+        for peer in self.connections.iter().filter_map(|connection| connection.link.peer) {
             self.hub.close_peer(peer, closing);
         }
     }
@@ -959,7 +800,7 @@ impl Player {
         if let Some(outcome) = recording.outcome.as_ref().filter(|_| as_recorded) {
             // a second connection may have been made after the first was closed, and the peer's own
             // end counts as nobody's
-            let last = &self.connections[self.current].phase;
+            let last = &self.connections[self.current].link.phase;
             match &outcome.connection[..] {
                 "closed" if !self.connections[0].is_over() => {
                     return Err("the connection is open at the end".to_owned());
@@ -1208,7 +1049,7 @@ fn a_message_lost_midway_is_sent_anew() {
     assert!(partial.starts_with(&from_hex(&recording.steps[10].bytes)), "{}", shown(&partial));
     player.room = usize::MAX;
     let hub = player.hub.clone();
-    player.connections[0].end(&hub, DisconnectCause::PeerClosed);
+    player.connections[0].link.end(&hub, DisconnectCause::PeerClosed);
     for at in 12..21 {
         player.step(&recording, at, "client", Play::ButFor(&[])).unwrap();
     }
