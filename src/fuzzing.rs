@@ -279,7 +279,12 @@ pub fn session(data: &[u8]) {
     };
     let whole = converse(&config, octets, usize::MAX);
     for size in [1, 13] {
-        let split = converse(&config, octets, size);
+        let mut split = converse(&config, octets, size);
+        let len = split.sent.len().min(whole.sent.len());
+        if split.over.is_some() && split.sent[..len] == whole.sent[..len] {
+            // answers that were on their way when the peer broke the protocol may be sent or not
+            split.sent.clone_from(&whole.sent);
+        }
         assert_eq!(split, whole, "{config:?}, in pieces of {size}");
     }
 }
