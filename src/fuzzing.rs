@@ -361,11 +361,11 @@ fn converse(config: &Config, octets: &[u8], size: usize) -> Conversation {
         Phase::Handshake(_) | Phase::Open(_) => None,
     };
     connection.end(&hub, DisconnectCause::PeerClosed);
-    let mut last = Vec::new();
-    receive(&mut connection, &hub, now, &mut receiver, &mut last);
+    receive(&mut connection, &hub, now, &mut receiver, &mut delivered);
     // XPUB tells what a lost peer was subscribed to in no particular order
-    last.sort_by_key(|message| message.clone().into_frames());
-    delivered.extend(last);
+    let cancels = delivered.iter().rev().take_while(|message| message.topic().first() == Some(&0));
+    let last = delivered.len() - cancels.count();
+    delivered[last..].sort_by_key(|message| message.clone().into_frames());
     balance(&hub);
     let stats = hub.stats();
     assert_eq!(stats.incoming.queued, 0, "all was received");
