@@ -136,11 +136,8 @@ impl Engine {
         loop {
             let step = match &mut self.state {
                 State::Open { scanner, version } => {
-                    return open(scanner, *version, buf, room, &mut self.out)
-                        .map(|(input, unknown)| {
-                            self.unknown_commands += unknown;
-                            input
-                        })
+                    let unknown = &mut self.unknown_commands;
+                    return open(scanner, *version, buf, room, &mut self.out, unknown)
                         .inspect_err(|_| self.state = State::Failed);
                 }
                 State::Greeting(_) => self.greeting(buf),
@@ -293,53 +290,66 @@ fn open(
     buf: &mut BytesMut,
     room: usize,
     out: &mut Vec<u8>,
-) -> Result<(Input, u64), ProtocolError> {
-    let mut unknown = 0;
+    unknown: &mut u64,
+) -> Result<Input, ProtocolError> {
     loop {
         if out.len() >= OUT_MAX {
-            return Ok((Input::Congested, unknown));
+            return Ok(Input::Congested);
         }
-        let scan = scanner.scan(buf, room)?;
-        if let Scan::Command(body) = scan {
+        let scan = scanner.scan(buf, room);
+        if let Ok(Scan::Command(body)) = &scan {
             let octets = buf.get(body.clone()).unwrap_or_default();
             // what 2.0 would call a command is to be ignored
             let command = match version {
-                Version::V1_0 | Version::V2_0 => Command::Unknown,
-                Version::V3_0 | Version::V3_1 => Command::parse(octets)?,
+                Version::V1_0 | Version::V2_0 => Ok(Command::Unknown),
+                Version::V3_0 | Version::V3_1 => Command::parse(octets),
             };
             let input = match command {
-                Command::Ping { ttl, context } => {
+                Ok(Command::Unknown) => {
+                    *unknown += 1;
+                    continue;
+                }
+                Ok(Command::Ping { ttl, context }) => {
                     command::put_pong(out, context);
-                    Input::Ping(ttl)
+                    Some(Input::Ping(ttl))
                 }
-                Command::Pong(context) => {
-                    Input::Pong(context.try_into().ok().map(u64::from_be_bytes))
+                Ok(Command::Pong(context)) => {
+                    Some(Input::Pong(context.try_into().ok().map(u64::from_be_bytes)))
                 }
-                Command::Subscribe(topic) => Input::Subscribe(body.end - topic.len()..body.end),
-                Command::Cancel(topic) => Input::Cancel(body.end - topic.len()..body.end),
-                Command::Error { reason } => {
+                // the others have their place behind the messages that came before them
+                _ if scanner.has_message() => {
+                    scanner.put_back();
+                    None
+                }
+                Ok(Command::Subscribe(topic)) => {
+                    Some(Input::Subscribe(body.end - topic.len()..body.end))
+                }
+                Ok(Command::Cancel(topic)) => Some(Input::Cancel(body.end - topic.len()..body.end)),
+                Ok(Command::Error { reason }) => {
                     let reason = reason.escape_ascii().to_string();
                     return Err(ProtocolError::PeerError { reason });
                 }
-                Command::Unknown => {
-                    unknown += 1;
-                    continue;
-                }
+                Err(error) => return Err(error),
             };
-            return Ok((input, unknown));
+            if let Some(input) = input {
+                return Ok(input);
+            }
         }
         let (octets, messages) = scanner.take(buf, room);
         if messages > 0 {
             let bytes = buf.split_to(octets).freeze();
             let framing = framing_of(version);
-            return Ok((Input::Chunk(Chunk { bytes, messages, framing }), unknown));
+            return Ok(Input::Chunk(Chunk { bytes, messages, framing }));
         }
         buf.advance(octets);
-        return Ok(match scan {
-            // without room messages may stand whole in the buffer
-            Scan::Need(need) if !scanner.has_message() => (Input::Need(need - octets), unknown),
-            _ => (Input::Full, unknown),
-        });
+        // without room messages may stand whole in the buffer
+        if scanner.has_message() {
+            return Ok(Input::Full);
+        }
+        return match scan? {
+            Scan::Need(need) => Ok(Input::Need(need - octets)),
+            _ => Ok(Input::Full),
+        };
     }
 }
 
@@ -355,3 +365,55 @@ pub(crate) const HANDSHAKE_MAX: usize = 8192;
 
 /// Answers to PINGs that pile up while the peer does not read.
 const OUT_MAX: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An XPUB's engine through its handshake with a 3.1 subscriber, and its read buffer.
+    fn opened() -> (Engine, BytesMut) {
+        let config = EngineConfig::new(SocketType::XPub, &SocketOptions::new());
+        let mut engine = Engine::new(std::sync::Arc::new(config));
+        let mut theirs = vec![0xff, 0, 0, 0, 0, 0, 0, 0, 1, 0x7f, 3, 1];
+        theirs.extend(b"NULL");
+        theirs.resize(GREETING, 0);
+        framing::put_command(&mut theirs, "READY", &[b"\x0bSocket-Type\0\0\0\x03SUB"]);
+        let mut buf = BytesMut::from(&theirs[..]);
+        assert!(matches!(engine.step(&mut buf, 0), Ok(Input::Ready(_))));
+        (engine, buf)
+    }
+
+    #[test]
+    fn a_cancel_does_not_overtake_the_subscription_before_it() {
+        let (mut engine, mut buf) = opened();
+        let mut read = b"\0\x02\x01A".to_vec();
+        command::put_ping(&mut read, None, b"");
+        command::put_cancel(&mut read, b"A");
+        command::put_subscribe(&mut read, b"B");
+        buf.extend_from_slice(&read);
+        assert_eq!(engine.step(&mut buf, 9), Ok(Input::Ping(std::time::Duration::ZERO)));
+        assert_eq!(engine.step(&mut buf, 0), Ok(Input::Full), "no room: the CANCEL waits as well");
+        let Ok(Input::Chunk(chunk)) = engine.step(&mut buf, 9) else { panic!("a message") };
+        assert_eq!((chunk.messages, chunk.topic()), (1, Some(&b"\x01A"[..])));
+        let Ok(Input::Cancel(topic)) = engine.step(&mut buf, 9) else { panic!("a CANCEL") };
+        assert_eq!(buf[topic], b"A"[..]);
+        let Ok(Input::Subscribe(topic)) = engine.step(&mut buf, 9) else { panic!("a SUBSCRIBE") };
+        assert_eq!(buf[topic], b"B"[..]);
+        assert!(matches!(engine.step(&mut buf, 9), Ok(Input::Need(_))));
+    }
+
+    #[test]
+    fn messages_read_together_with_a_violation_are_handed_on() {
+        for violation in [&b"\x02\xff\xff\xff\xff\xff\xff\xff\xff"[..], b"\x04\x05\x04PING"] {
+            let (mut engine, mut buf) = opened();
+            buf.extend_from_slice(b"\0\x01a\0\x01b");
+            buf.extend_from_slice(violation);
+            let Ok(Input::Chunk(chunk)) = engine.step(&mut buf, 1) else { panic!("a message") };
+            assert_eq!((chunk.messages, chunk.topic()), (1, Some(&b"a"[..])));
+            assert_eq!(engine.step(&mut buf, 0), Ok(Input::Full));
+            let Ok(Input::Chunk(chunk)) = engine.step(&mut buf, 9) else { panic!("a message") };
+            assert_eq!((chunk.messages, chunk.topic()), (1, Some(&b"b"[..])));
+            assert!(engine.step(&mut buf, 9).is_err());
+        }
+    }
+}

@@ -178,6 +178,8 @@ pub(crate) struct Scanner {
     whole: usize,
     messages: usize,
     next: usize,
+    /// Where the command that was found last begins.
+    command: usize,
     /// Frames and octets of the message in progress.
     frames: usize,
     size: u64,
@@ -196,7 +198,7 @@ pub(crate) enum Scan {
 
 impl Scanner {
     pub(crate) fn new(framing: Framing, limits: Limits) -> Self {
-        Self { framing, limits, whole: 0, messages: 0, next: 0, frames: 0, size: 0 }
+        Self { framing, limits, whole: 0, messages: 0, next: 0, command: 0, frames: 0, size: 0 }
     }
 
     /// Looks at frames of `buf` until there are `room` whole messages at its front. With no room it
@@ -224,9 +226,11 @@ impl Scanner {
             if end > buf.len() {
                 return Ok(Scan::Need(end));
             }
-            let body = self.next + header.size..end;
+            let start = self.next;
+            let body = start + header.size..end;
             self.next = end;
             if header.command {
+                self.command = start;
                 if self.frames == 0 {
                     self.whole = end;
                 }
@@ -257,6 +261,12 @@ impl Scanner {
         self.whole -= octets;
         self.messages -= messages;
         (octets, messages)
+    }
+
+    /// The command that was found last is to be found again, by the next scan.
+    pub(crate) fn put_back(&mut self) {
+        self.next = self.command;
+        self.whole = self.whole.min(self.command);
     }
 
     /// Whether a whole message waits at the front.

@@ -78,6 +78,9 @@ mod endpoints;
 mod engine;
 mod error;
 mod framing;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod greeting;
 mod heartbeat;
 mod hub;
@@ -103,6 +106,8 @@ mod supervise;
 mod tcp;
 mod transport;
 mod unix_ipc;
+#[cfg(test)]
+mod vectors;
 mod waiters;
 mod xpub_socket;
 mod xsub_socket;

@@ -362,6 +362,14 @@ impl Outbox {
         }
         self.messages = self.messages.saturating_sub(sent);
         self.written = flight.written - end;
+        if self.written == 0
+            && flight.segments.front().is_some_and(|segment| segment.control)
+            && let Some(Segment { data: Data::Packed(mut first), .. }) = flight.segments.pop_front()
+        {
+            // not to be overtaken by commands that have come since
+            first.append(&mut self.control);
+            self.control = first;
+        }
         if self.segments.is_empty() {
             self.segments = flight.segments;
         } else {
@@ -541,6 +549,24 @@ mod tests {
         flight.advance(2);
         assert_eq!(outbox.settle(flight, pool), 1);
         assert_eq!(octets(&outbox.take(1000).unwrap()), b"\x04\x01\0");
+    }
+
+    #[test]
+    fn commands_that_the_kernel_did_not_take_go_before_later_ones() {
+        let pool = &mut Pool::default();
+        let mut outbox = Outbox::new(0, 0);
+        outbox.push(Payload::Slices(&[b"a"]), pool);
+        outbox.control().extend_from_slice(b"\x04\x02\x01S");
+        let flight = outbox.take(1000).unwrap();
+        outbox.control().extend_from_slice(b"\x04\x02\x01C");
+        assert_eq!(outbox.settle(flight, pool), 0, "nothing was written");
+        let mut flight = outbox.take(1000).unwrap();
+        assert_eq!(octets(&flight), b"\x04\x02\x01S\x04\x02\x01C\0\x01a");
+        flight.advance(3);
+        outbox.control().extend_from_slice(b"\x04\x02\x01D");
+        assert_eq!(outbox.settle(flight, pool), 0);
+        assert_eq!(octets(&outbox.take(1000).unwrap()), b"S\x04\x02\x01C\0\x01a");
+        assert_eq!(outbox.control(), b"\x04\x02\x01D");
     }
 
     #[test]

@@ -63,7 +63,6 @@ pub(crate) struct Session {
     hub: Arc<Hub>,
     peer: PeerId,
     heartbeat: Heartbeat,
-    unknown_commands: u64,
 }
 
 impl Session {
@@ -79,7 +78,7 @@ impl Session {
         let version = handshake.engine.version();
         hub.attach(peer, info, version, wire);
         let heartbeat = Heartbeat::new(hub.options(), version, now);
-        Self { engine: handshake.engine, hub, peer, heartbeat, unknown_commands: 0 }
+        Self { engine: handshake.engine, hub, peer, heartbeat }
     }
 
     /// Octets to send, before or between the socket's own.
@@ -90,7 +89,7 @@ impl Session {
     /// So many octets came in, at the end of the buffer.
     pub(crate) fn received(&mut self, octets: usize) {
         self.heartbeat.input();
-        self.hub.count_input(self.peer, octets, std::mem::take(&mut self.unknown_commands));
+        self.hub.count_input(self.peer, octets, 0);
     }
 
     /// Hands on what is whole in `buf`.
@@ -101,7 +100,10 @@ impl Session {
     ) -> Result<Next, ProtocolError> {
         let before = self.engine.unknown_commands();
         let next = self.hand_on(buf, now);
-        self.unknown_commands += self.engine.unknown_commands() - before;
+        let unknown = self.engine.unknown_commands() - before;
+        if unknown > 0 {
+            self.hub.count_input(self.peer, 0, unknown);
+        }
         next
     }
 
