@@ -15,7 +15,7 @@ use dragonwire::{
 };
 use tokio::time::timeout;
 
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 async fn within<F: Future>(future: F) -> F::Output {
     timeout(DEADLINE, future).await.expect("nothing within the deadline")
