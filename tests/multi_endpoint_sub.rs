@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -120,6 +121,7 @@ async fn changing_some_publishers_loses_nothing_from_the_others() {
     let receiver = tokio::spawn(async move {
         let mut next = [0u64; PUBLISHERS];
         let mut ended = 0;
+        let mut seen = HashSet::new();
         while ended < STABLE {
             let message = within(subscriber.recv()).await.unwrap();
             let topic = std::str::from_utf8(message.topic()).unwrap();
@@ -129,7 +131,8 @@ async fn changing_some_publishers_loses_nothing_from_the_others() {
                 assert_eq!(number, next[from], "from {topic}");
                 ended += usize::from(message.frame(2).is_some());
             } else {
-                assert!(number >= next[from], "{number} from {topic}, which was at {}", next[from]);
+                // an earlier connection may still be bringing what was sent on it, but nothing twice
+                assert!(seen.insert((from, number)), "{number} from {topic} came twice");
             }
             next[from] = number + 1;
             told.send_modify(|heard| heard[from] += 1);
