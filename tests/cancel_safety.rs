@@ -1,7 +1,7 @@
 //! Every future of the public interface, dropped after each number of polls: what was cancelled was
 //! not sent, what was not returned was not received, and nothing is left behind.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::VecDeque;
 use std::future::Future;

@@ -1,6 +1,6 @@
 //! Closing: what is still sent, what is reported, and that nothing is left behind.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::VecDeque;
 use std::future::Future;

@@ -1,6 +1,6 @@
 //! Binding, connecting, and the opposite of both, on every kind of endpoint.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::future::Future;
 use std::io::ErrorKind;

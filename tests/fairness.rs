@@ -1,6 +1,6 @@
 //! Whose turn it is: peers share a sender and a receiver, and none holds up the others.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -1,6 +1,6 @@
 //! The events of a socket: which come in which order, and what they carry.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::future::Future;
 use std::io::ErrorKind;

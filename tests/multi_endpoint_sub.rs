@@ -1,6 +1,6 @@
 //! One subscriber that follows many publishers, and changes which and what while they publish.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::HashSet;
 use std::future::Future;

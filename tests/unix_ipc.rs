@@ -1,6 +1,6 @@
 //! Unix sockets: whose file is replaced and removed, its mode, and who may connect.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs;
 use std::future::Future;

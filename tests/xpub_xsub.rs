@@ -1,6 +1,6 @@
 //! XPUB and XSUB: subscriptions as messages, in every mode, and as a chain.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::future::Future;
 use std::time::Duration;
