@@ -495,3 +495,26 @@ async fn inside_few_descriptors() {
     within(good.close()).await;
     within(pull.close()).await;
 }
+
+#[test]
+fn a_wildcard_that_cannot_be_bound_leaves_no_folder() {
+    alone("inside_failed_wildcard", Some(64));
+}
+
+#[tokio::test]
+#[ignore = "run by a_wildcard_that_cannot_be_bound_leaves_no_folder"]
+async fn inside_failed_wildcard() {
+    let hoard: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    let pull = PullSocket::new();
+    let Err(Error::Bind { source, .. }) = pull.bind("ipc://*").await else { panic!() };
+    assert_eq!(source.raw_os_error(), Some(24));
+    drop(hoard);
+    let ours = format!("dragonwire-{}-", std::process::id());
+    let entries = std::fs::read_dir(std::env::temp_dir()).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let left: Vec<_> = names.filter(|name| name.starts_with(&ours)).collect();
+    for name in &left {
+        std::fs::remove_dir(std::env::temp_dir().join(name)).unwrap();
+    }
+    assert_eq!(left, Vec::<String>::new());
+}
