@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::endpoint::Endpoint;
-use crate::framing::{Framing, Limits, Scanner, UNLIMITED, put_header};
+use crate::framing::{Framing, Limits, Room, Scanner, UNLIMITED, put_header};
 use crate::greeting::Version;
 use crate::hub::{Hub, Wire};
 use crate::inbox::Chunk;
@@ -88,13 +88,14 @@ pub fn block(messages: usize, size: usize) -> Bytes {
 #[must_use]
 pub fn decode(block: &Bytes) -> usize {
     let limits = Limits { message: UNLIMITED, frames: 65_536 };
+    let room = Room { messages: 500, ..Room::ANY };
     let mut scanner = Scanner::new(Framing::New, limits);
     let mut sum = 0;
     let mut buf = block.clone();
     loop {
-        let scanned = scanner.scan(&buf, 500);
+        let scanned = scanner.scan(&buf, room);
         debug_assert!(scanned.is_ok(), "the block is well-formed");
-        let (octets, messages) = scanner.take(&buf, 500);
+        let (octets, messages) = scanner.take(&buf, room);
         if messages == 0 {
             return sum;
         }

@@ -16,7 +16,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::command::{self, Command};
 use crate::error::ProtocolError;
-use crate::framing::{self, Framing, Limits, Scan, Scanner, parse_header};
+use crate::framing::{self, Framing, Limits, Room, Scan, Scanner, parse_header};
 use crate::greeting::{GREETING, Greeted, Greeting, Version};
 use crate::inbox::Chunk;
 use crate::mechanism::{IDENTITY, Mechanism, MechanismKind, Metadata, SOCKET_TYPE};
@@ -106,7 +106,7 @@ impl Engine {
         let state = State::Greeting(Greeting::new(config.mechanism.name()));
         let mut engine = Self { config, state, out: Vec::new(), unknown_commands: 0 };
         // the signature goes out before anything has come in
-        let nothing = engine.step(&mut BytesMut::new(), 0);
+        let nothing = engine.step(&mut BytesMut::new(), Room::NONE);
         debug_assert_eq!(nothing, Ok(Input::Need(GREETING)));
         engine
     }
@@ -130,9 +130,9 @@ impl Engine {
         self.unknown_commands
     }
 
-    /// Takes the next thing off the front of `buf`, of messages at most `room`. After an error
+    /// Takes the next thing off the front of `buf`, of messages as far as there is `room`. After an error
     /// nothing more is taken; what `out` holds then may still go to the peer.
-    pub(crate) fn step(&mut self, buf: &mut BytesMut, room: usize) -> Result<Input, ProtocolError> {
+    pub(crate) fn step(&mut self, buf: &mut BytesMut, room: Room) -> Result<Input, ProtocolError> {
         loop {
             let step = match &mut self.state {
                 State::Open { scanner, version } => {
@@ -288,7 +288,7 @@ fn open(
     scanner: &mut Scanner,
     version: Version,
     buf: &mut BytesMut,
-    room: usize,
+    room: Room,
     out: &mut Vec<u8>,
     unknown: &mut u64,
 ) -> Result<Input, ProtocolError> {
@@ -379,7 +379,7 @@ mod tests {
         theirs.resize(GREETING, 0);
         framing::put_command(&mut theirs, "READY", &[b"\x0bSocket-Type\0\0\0\x03SUB"]);
         let mut buf = BytesMut::from(&theirs[..]);
-        assert!(matches!(engine.step(&mut buf, 0), Ok(Input::Ready(_))));
+        assert!(matches!(engine.step(&mut buf, Room::NONE), Ok(Input::Ready(_))));
         (engine, buf)
     }
 
@@ -391,15 +391,15 @@ mod tests {
         command::put_cancel(&mut read, b"A");
         command::put_subscribe(&mut read, b"B");
         buf.extend_from_slice(&read);
-        assert_eq!(engine.step(&mut buf, 9), Ok(Input::Ping(std::time::Duration::ZERO)));
-        assert_eq!(engine.step(&mut buf, 0), Ok(Input::Full), "no room: the CANCEL waits as well");
-        let Ok(Input::Chunk(chunk)) = engine.step(&mut buf, 9) else { panic!("a message") };
+        assert_eq!(engine.step(&mut buf, Room { messages: 9, ..Room::ANY }), Ok(Input::Ping(std::time::Duration::ZERO)));
+        assert_eq!(engine.step(&mut buf, Room::NONE), Ok(Input::Full), "no room: the CANCEL waits as well");
+        let Ok(Input::Chunk(chunk)) = engine.step(&mut buf, Room { messages: 9, ..Room::ANY }) else { panic!("a message") };
         assert_eq!((chunk.messages, chunk.topic()), (1, Some(&b"\x01A"[..])));
-        let Ok(Input::Cancel(topic)) = engine.step(&mut buf, 9) else { panic!("a CANCEL") };
+        let Ok(Input::Cancel(topic)) = engine.step(&mut buf, Room { messages: 9, ..Room::ANY }) else { panic!("a CANCEL") };
         assert_eq!(buf[topic], b"A"[..]);
-        let Ok(Input::Subscribe(topic)) = engine.step(&mut buf, 9) else { panic!("a SUBSCRIBE") };
+        let Ok(Input::Subscribe(topic)) = engine.step(&mut buf, Room { messages: 9, ..Room::ANY }) else { panic!("a SUBSCRIBE") };
         assert_eq!(buf[topic], b"B"[..]);
-        assert!(matches!(engine.step(&mut buf, 9), Ok(Input::Need(_))));
+        assert!(matches!(engine.step(&mut buf, Room { messages: 9, ..Room::ANY }), Ok(Input::Need(_))));
     }
 
     #[test]
@@ -408,12 +408,12 @@ mod tests {
             let (mut engine, mut buf) = opened();
             buf.extend_from_slice(b"\0\x01a\0\x01b");
             buf.extend_from_slice(violation);
-            let Ok(Input::Chunk(chunk)) = engine.step(&mut buf, 1) else { panic!("a message") };
+            let Ok(Input::Chunk(chunk)) = engine.step(&mut buf, Room { messages: 1, ..Room::ANY }) else { panic!("a message") };
             assert_eq!((chunk.messages, chunk.topic()), (1, Some(&b"a"[..])));
-            assert_eq!(engine.step(&mut buf, 0), Ok(Input::Full));
-            let Ok(Input::Chunk(chunk)) = engine.step(&mut buf, 9) else { panic!("a message") };
+            assert_eq!(engine.step(&mut buf, Room::NONE), Ok(Input::Full));
+            let Ok(Input::Chunk(chunk)) = engine.step(&mut buf, Room { messages: 9, ..Room::ANY }) else { panic!("a message") };
             assert_eq!((chunk.messages, chunk.topic()), (1, Some(&b"b"[..])));
-            assert!(engine.step(&mut buf, 9).is_err());
+            assert!(engine.step(&mut buf, Room { messages: 9, ..Room::ANY }).is_err());
         }
     }
 }

@@ -154,6 +154,12 @@ pub enum ProtocolError {
         /// What is allowed.
         limit: usize,
     },
+    /// Commands of that many octets inside of one message.
+    #[error("more than {limit} octets of commands inside of a message")]
+    TooManyCommands {
+        /// What is allowed.
+        limit: usize,
+    },
     /// ZMTP 1.0 counts the flags octet, so that a length of 0 cannot be.
     #[error("a ZMTP 1.0 frame of length 0")]
     EmptyOldFrame,

@@ -163,6 +163,24 @@ pub(crate) struct Limits {
     pub(crate) frames: usize,
 }
 
+/// How much may be taken: so many messages, and none after so many octets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Room {
+    pub(crate) const NONE: Self = Self { messages: 0, bytes: 0 };
+    pub(crate) const ANY: Self = Self { messages: usize::MAX, bytes: usize::MAX };
+
+    /// Whether so much fills it.
+    #[inline]
+    fn is_full(self, messages: usize, bytes: usize) -> bool {
+        messages >= self.messages || (messages > 0 && bytes >= self.bytes)
+    }
+}
+
 /// Finds whole messages at the front of a growing buffer; each header is looked at once, however
 /// the octets come.
 ///
@@ -180,9 +198,10 @@ pub(crate) struct Scanner {
     next: usize,
     /// Where the command that was found last begins.
     command: usize,
-    /// Frames and octets of the message in progress.
+    /// Frames and octets of the message in progress, and octets of commands inside of it.
     frames: usize,
     size: u64,
+    commands: usize,
 }
 
 /// Why a scan came to a halt.
@@ -198,26 +217,27 @@ pub(crate) enum Scan {
 
 impl Scanner {
     pub(crate) fn new(framing: Framing, limits: Limits) -> Self {
-        Self { framing, limits, whole: 0, messages: 0, next: 0, command: 0, frames: 0, size: 0 }
+        Self { framing, limits, whole: 0, messages: 0, next: 0, command: 0, frames: 0, size: 0, commands: 0 }
     }
 
     /// Looks at frames of `buf` until there are `room` whole messages at its front. With no room it
     /// looks ahead for commands.
     #[inline]
-    pub(crate) fn scan(&mut self, buf: &[u8], room: usize) -> Result<Scan, ProtocolError> {
+    pub(crate) fn scan(&mut self, buf: &[u8], room: Room) -> Result<Scan, ProtocolError> {
         loop {
-            if self.messages >= room && room > 0 {
+            if room.messages > 0 && room.is_full(self.messages, self.whole) {
                 return Ok(Scan::Full);
             }
             let rest = buf.get(self.next..).unwrap_or_default();
             let Some(header) = parse_header(self.framing, rest)? else {
                 return Ok(Scan::Need(self.next + HEADER_MAX));
             };
-            let size = self.size.saturating_add(header.len);
+            let before = if header.command { 0 } else { self.size };
+            let size = before.saturating_add(header.len);
             if size > self.limits.message {
                 return Err(self.too_large(header));
             }
-            if self.frames >= self.limits.frames {
+            if self.frames >= self.limits.frames && !header.command {
                 return Err(ProtocolError::TooManyFrames { limit: self.limits.frames });
             }
             // cannot overflow: a length within the limit was checked above, and `None` as a limit
@@ -233,6 +253,12 @@ impl Scanner {
                 self.command = start;
                 if self.frames == 0 {
                     self.whole = end;
+                } else {
+                    // it stays in the buffer until the message is whole
+                    self.commands += end - start;
+                    if self.commands > COMMANDS_MAX {
+                        return Err(ProtocolError::TooManyCommands { limit: COMMANDS_MAX });
+                    }
                 }
                 return Ok(Scan::Command(body));
             }
@@ -244,18 +270,19 @@ impl Scanner {
                 self.messages += 1;
                 self.frames = 0;
                 self.size = 0;
+                self.commands = 0;
             }
         }
     }
 
-    /// Takes what is whole off the front of `buf`, at most `room` messages: its octets (commands
+    /// Takes what is whole off the front of `buf`, as far as there is room: its octets (commands
     /// between messages included) and how many messages they hold.
     #[inline]
-    pub(crate) fn take(&mut self, buf: &[u8], room: usize) -> (usize, usize) {
-        let (octets, messages) = if self.messages <= room {
+    pub(crate) fn take(&mut self, buf: &[u8], room: Room) -> (usize, usize) {
+        let (octets, messages) = if self.messages <= room.messages && self.whole <= room.bytes {
             (self.whole, self.messages)
         } else {
-            (self.end_of(buf, room), room)
+            self.front(buf, room)
         };
         self.next -= octets;
         self.whole -= octets;
@@ -265,6 +292,9 @@ impl Scanner {
 
     /// The command that was found last is to be found again, by the next scan.
     pub(crate) fn put_back(&mut self) {
+        if self.frames > 0 {
+            self.commands -= self.next - self.command;
+        }
         self.next = self.command;
         self.whole = self.whole.min(self.command);
     }
@@ -274,16 +304,17 @@ impl Scanner {
         self.messages > 0
     }
 
-    /// Where the first `messages` of `buf` end, which were looked at before.
-    fn end_of(&self, buf: &[u8], messages: usize) -> usize {
-        let (mut end, mut left) = (0, messages);
-        while left > 0
+    /// The octets and the number of those whole messages in front that there is room for.
+    fn front(&self, buf: &[u8], room: Room) -> (usize, usize) {
+        let (mut end, mut messages) = (0, 0);
+        while messages < self.messages
+            && !room.is_full(messages, end)
             && let Ok(Some(header)) = parse_header(self.framing, buf.get(end..).unwrap_or_default())
         {
             end += header.size + header.len as usize;
-            left -= usize::from(!header.more && !header.command);
+            messages += usize::from(!header.more && !header.command);
         }
-        end
+        (end, messages)
     }
 
     #[cold]
@@ -296,6 +327,9 @@ impl Scanner {
         }
     }
 }
+
+/// What commands inside of one message may take. There is hardly ever one, a PING.
+const COMMANDS_MAX: usize = 64 * 1024;
 
 /// "No limit": half of the address space, so that offsets cannot overflow.
 pub(crate) const UNLIMITED: u64 = isize::MAX as u64 / 2;
@@ -317,6 +351,10 @@ mod tests {
     use super::*;
 
     const LIMITS: Limits = Limits { message: 1000, frames: 4 };
+
+    fn room(messages: usize) -> Room {
+        Room { messages, ..Room::ANY }
+    }
 
     fn scanner(framing: Framing) -> Scanner {
         Scanner::new(framing, LIMITS)
@@ -355,27 +393,27 @@ mod tests {
         for announced in [1001, 1 << 40, 1 << 63, u64::MAX] {
             let mut buf = vec![2];
             buf.extend(announced.to_be_bytes());
-            let error = scanner(Framing::New).scan(&buf, 9).unwrap_err();
+            let error = scanner(Framing::New).scan(&buf, room(9)).unwrap_err();
             assert_eq!(error, ProtocolError::FrameTooLarge { announced, limit: 1000 });
         }
         let buf = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0];
-        assert!(scanner(Framing::Old).scan(&buf, 9).is_err());
+        assert!(scanner(Framing::Old).scan(&buf, room(9)).is_err());
         let mut unlimited =
             Scanner::new(Framing::New, Limits { message: UNLIMITED, frames: usize::MAX });
         let buf = [2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
-        assert!(unlimited.scan(&buf, 9).is_err());
+        assert!(unlimited.scan(&buf, room(9)).is_err());
     }
 
     #[test]
     fn frames_of_a_message_are_counted_and_added_up() {
         let five = [1, 0, 1, 0, 1, 0, 1, 0, 0, 0];
-        let error = scanner(Framing::New).scan(&five, 9).unwrap_err();
+        let error = scanner(Framing::New).scan(&five, room(9)).unwrap_err();
         assert_eq!(error, ProtocolError::TooManyFrames { limit: 4 });
         let mut buf = Vec::new();
         put_header(&mut buf, 600, true);
         buf.resize(buf.len() + 600, 0);
         put_header(&mut buf, 401, false);
-        let error = scanner(Framing::New).scan(&buf, 9).unwrap_err();
+        let error = scanner(Framing::New).scan(&buf, room(9)).unwrap_err();
         assert_eq!(error, ProtocolError::MessageTooLarge { frames: 2, limit: 1000 });
     }
 
@@ -387,24 +425,50 @@ mod tests {
         put_command(&mut buf, "PONG", &[]);
         buf.extend([0, 1, b'b']);
         let mut scanner = scanner(Framing::New);
-        assert_eq!(scanner.scan(&buf, 9).unwrap(), Scan::Command(2..9));
-        assert_eq!(scanner.take(&buf, 9), (9, 0));
+        assert_eq!(scanner.scan(&buf, room(9)).unwrap(), Scan::Command(2..9));
+        assert_eq!(scanner.take(&buf, room(9)), (9, 0));
         let buf = &buf[9..];
-        let Scan::Command(body) = scanner.scan(buf, 9).unwrap() else { panic!("a command") };
+        let Scan::Command(body) = scanner.scan(buf, room(9)).unwrap() else { panic!("a command") };
         assert_eq!(split_command(&buf[body]), Some((&b"PONG"[..], &b""[..])));
-        assert_eq!(scanner.take(buf, 9), (0, 0));
-        assert_eq!(scanner.scan(buf, 9).unwrap(), Scan::Need(buf.len() + HEADER_MAX));
-        assert_eq!(scanner.take(buf, 9), (buf.len(), 1));
+        assert_eq!(scanner.take(buf, room(9)), (0, 0));
+        assert_eq!(scanner.scan(buf, room(9)).unwrap(), Scan::Need(buf.len() + HEADER_MAX));
+        assert_eq!(scanner.take(buf, room(9)), (buf.len(), 1));
     }
 
     #[test]
     fn a_scan_stops_at_the_room_there_is() {
         let buf = [0, 0, 0, 0, 0, 0];
         let mut scanner = scanner(Framing::New);
-        assert_eq!(scanner.scan(&buf, 2).unwrap(), Scan::Full);
-        assert_eq!(scanner.take(&buf, 2), (4, 2));
-        assert_eq!(scanner.scan(&buf[4..], 0).unwrap(), Scan::Need(2 + HEADER_MAX));
-        assert_eq!(scanner.take(&buf[4..], 0), (0, 0));
+        assert_eq!(scanner.scan(&buf, room(2)).unwrap(), Scan::Full);
+        assert_eq!(scanner.take(&buf, room(2)), (4, 2));
+        assert_eq!(scanner.scan(&buf[4..], room(0)).unwrap(), Scan::Need(2 + HEADER_MAX));
+        assert_eq!(scanner.take(&buf[4..], room(0)), (0, 0));
+    }
+
+    #[test]
+    fn room_in_octets_ends_with_the_message_that_fills_it() {
+        let buf = [0, 1, b'a', 0, 1, b'b', 0, 1, b'c'];
+        let room = Room { messages: 9, bytes: 4 };
+        let mut scanner = scanner(Framing::New);
+        assert_eq!(scanner.scan(&buf, room).unwrap(), Scan::Full);
+        assert_eq!(scanner.take(&buf, room), (6, 2));
+        assert!(matches!(scanner.scan(&buf[6..], Room::NONE).unwrap(), Scan::Need(_)));
+        assert_eq!(scanner.take(&buf[6..], Room { messages: 9, bytes: 0 }), (3, 1), "one always");
+    }
+
+    #[test]
+    fn commands_in_a_message_are_no_part_of_its_size_but_limited() {
+        let mut command = Vec::new();
+        put_command(&mut command, "NOBODY", &[&[0; 900]]);
+        let mut buf = vec![1, 1, b'a'];
+        let mut scanner = scanner(Framing::New);
+        for _ in 0..COMMANDS_MAX / command.len() {
+            buf.extend_from_slice(&command);
+            assert!(matches!(scanner.scan(&buf, room(9)), Ok(Scan::Command(_))));
+        }
+        buf.extend_from_slice(&command);
+        let limit = COMMANDS_MAX;
+        assert_eq!(scanner.scan(&buf, room(9)), Err(ProtocolError::TooManyCommands { limit }));
     }
 
     #[test]
@@ -413,13 +477,13 @@ mod tests {
         put_command(&mut buf, "PING", &[&[0, 0]]);
         buf.extend([0, 1, b'c']);
         let mut scanner = scanner(Framing::New);
-        assert_eq!(scanner.scan(&buf, 0).unwrap(), Scan::Command(10..17));
-        assert_eq!(scanner.scan(&buf, 0).unwrap(), Scan::Need(20 + HEADER_MAX));
-        assert_eq!(scanner.take(&buf, 0), (0, 0));
-        assert_eq!(scanner.scan(&buf, 1).unwrap(), Scan::Full);
-        assert_eq!(scanner.take(&buf, 1), (3, 1));
-        assert_eq!(scanner.scan(&buf[3..], 2).unwrap(), Scan::Full);
-        assert_eq!(scanner.take(&buf[3..], 2), (17, 2), "the command with what follows it");
+        assert_eq!(scanner.scan(&buf, room(0)).unwrap(), Scan::Command(10..17));
+        assert_eq!(scanner.scan(&buf, room(0)).unwrap(), Scan::Need(20 + HEADER_MAX));
+        assert_eq!(scanner.take(&buf, room(0)), (0, 0));
+        assert_eq!(scanner.scan(&buf, room(1)).unwrap(), Scan::Full);
+        assert_eq!(scanner.take(&buf, room(1)), (3, 1));
+        assert_eq!(scanner.scan(&buf[3..], room(2)).unwrap(), Scan::Full);
+        assert_eq!(scanner.take(&buf[3..], room(2)), (17, 2), "the command with what follows it");
     }
 
     fn encode(framing: Framing, messages: &[Vec<Vec<u8>>]) -> Vec<u8> {
@@ -454,8 +518,8 @@ mod tests {
                 rest = others;
                 buf.extend_from_slice(piece);
                 loop {
-                    let scan = scanner.scan(&buf, room).unwrap();
-                    let (octets, count) = scanner.take(&buf, room);
+                    let scan = scanner.scan(&buf, Room { messages: room, ..Room::ANY }).unwrap();
+                    let (octets, count) = scanner.take(&buf, Room { messages: room, ..Room::ANY });
                     let mut taken: Vec<u8> = buf.drain(..octets).collect();
                     for _ in 0..count {
                         let mut message = Vec::new();
@@ -482,12 +546,12 @@ mod tests {
                 let mut scanner = scanner(framing);
                 let mut buf = octets.clone();
                 for _ in 0..200 {
-                    match scanner.scan(&buf, 3) {
+                    match scanner.scan(&buf, room(3)) {
                         Ok(Scan::Need(need)) => {
                             prop_assert!(need > buf.len());
                             break;
                         }
-                        Ok(_) => { let (n, _) = scanner.take(&buf, 9); buf.drain(..n); }
+                        Ok(_) => { let (n, _) = scanner.take(&buf, room(9)); buf.drain(..n); }
                         Err(_) => break,
                     }
                 }

@@ -18,7 +18,7 @@ use crate::command::{self, Command, Subscription};
 use crate::endpoint::Endpoint;
 use crate::engine::{Engine, EngineConfig, Input};
 use crate::error::{DisconnectCause, ProtocolError};
-use crate::framing::{Framing, Limits, Scan, Scanner, UNLIMITED, split_frame};
+use crate::framing::{Framing, Limits, Room, Scan, Scanner, UNLIMITED, split_frame};
 use crate::hub::{Form, Hub, Leaving, PeerId, Wire, Writing, Written, write_flight};
 use crate::inbox::Chunk;
 use crate::mechanism::{Mechanism, MechanismKind, Metadata};
@@ -56,13 +56,13 @@ fn greet(config: &Arc<EngineConfig>, data: &[u8], size: usize) -> Greeted {
     let mut engine = Engine::new(config.clone());
     let mut buf = BytesMut::new();
     let mut fed = 0;
-    let mut end = engine.step(&mut buf, 0);
+    let mut end = engine.step(&mut buf, Room::NONE);
     for piece in data.chunks(size.min(data.len()).max(1)) {
         let Ok(Input::Need(need)) = end else { break };
         assert!(need > buf.len(), "{need} octets are there");
         fed += piece.len();
         buf.extend_from_slice(piece);
-        end = engine.step(&mut buf, 0);
+        end = engine.step(&mut buf, Room::NONE);
     }
     let taken = if end.is_ok() { fed - buf.len() } else { 0 };
     Greeted { end, out: std::mem::take(engine.out()), taken }
@@ -98,12 +98,12 @@ fn read_frames(framing: Framing, limits: Limits, data: &[u8], size: usize, room:
     for piece in data.chunks(size.min(data.len()).max(1)) {
         buf.extend_from_slice(piece);
         loop {
-            let scan = scanner.scan(&buf, room);
+            let scan = scanner.scan(&buf, Room { messages: room, ..Room::ANY });
             if let Ok(Scan::Command(body)) = scan {
                 read.commands.push(buf[body].to_vec());
                 continue;
             }
-            let (octets, messages) = scanner.take(&buf, room);
+            let (octets, messages) = scanner.take(&buf, Room { messages: room, ..Room::ANY });
             assert!(messages <= room && octets <= buf.len());
             let mut chunk = Chunk { bytes: buf.split_to(octets).freeze(), messages, framing };
             while let Some(message) = chunk.next_message() {

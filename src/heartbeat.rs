@@ -13,6 +13,8 @@ use crate::options::SocketOptions;
 /// The timers of one connection.
 #[derive(Debug)]
 pub(crate) struct Heartbeat {
+    /// Whether the peer knows heartbeats at all.
+    speaks: bool,
     interval: Option<Duration>,
     timeout: Option<Duration>,
     next_ping: Option<Instant>,
@@ -42,6 +44,7 @@ impl Heartbeat {
         let speaks = version >= Version::V3_1;
         let interval = options.heartbeat_interval.filter(|_| speaks);
         Self {
+            speaks,
             interval,
             timeout: options.heartbeat_timeout,
             next_ping: interval.map(|interval| now + interval),
@@ -79,10 +82,7 @@ impl Heartbeat {
         self.reading = reading;
         self.ping_deadline = None;
         self.ttl_deadline = None;
-        self.next_pong = match self.peer_pace {
-            Some(pace) if !reading => Some(now + pace),
-            _ => None,
-        };
+        self.next_pong = if self.speaks && !reading { Some(now + self.pong_pace()) } else { None };
     }
 
     /// What is due now; to be asked until it is nothing.
@@ -103,13 +103,15 @@ impl Heartbeat {
             }
             return Beat::SendPing;
         }
-        if let (Some(at), Some(pace)) = (self.next_pong, self.peer_pace)
-            && at <= now
-        {
-            self.next_pong = Some(now + pace);
+        if self.next_pong.is_some_and(|at| at <= now) {
+            self.next_pong = Some(now + self.pong_pace());
             return Beat::SendPong;
         }
         Beat::Nothing
+    }
+
+    fn pong_pace(&self) -> Duration {
+        self.peer_pace.unwrap_or(PONG_PACE)
     }
 
     /// When to ask again.
@@ -118,6 +120,10 @@ impl Heartbeat {
         [self.next_ping, self.next_pong].into_iter().chain(deadlines).flatten().min()
     }
 }
+
+/// The pace of unasked PONGs to a peer whose own is not known: it may expect a sign of life each
+/// second.
+const PONG_PACE: Duration = Duration::from_millis(500);
 
 /// However fast a peer sends PINGs, unasked PONGs go out no faster.
 const PONG_PACE_MIN: Duration = Duration::from_millis(20);

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
 
-use crate::framing::{Framing, split_any_frame};
+use crate::framing::{Framing, Room, split_any_frame};
 use crate::message::Message;
 
 /// Whole messages, one after the other, in the peer's framing; commands may stand in between.
@@ -148,13 +148,16 @@ impl Inbox {
         }
     }
 
-    /// How many messages may be read now. Never more than half of the mark at once, so that the
-    /// peer is read from again while the application still has the other half.
-    pub(crate) fn room(&self) -> usize {
+    /// What may be read now. Never more than half of a mark at once, so that the peer is read from
+    /// again while the application still has the other half.
+    pub(crate) fn room(&self) -> Room {
         if self.bytes >= self.hwm_bytes && self.messages > 0 {
-            return 0;
+            return Room::NONE;
         }
-        self.hwm.saturating_sub(self.messages).min(self.hwm.div_ceil(2))
+        Room {
+            messages: self.hwm.saturating_sub(self.messages).min(self.hwm.div_ceil(2)),
+            bytes: self.hwm_bytes.saturating_sub(self.bytes).min(self.hwm_bytes.div_ceil(2)),
+        }
     }
 
     pub(crate) fn push(&mut self, chunk: Chunk) {
@@ -270,15 +273,15 @@ mod tests {
     #[test]
     fn room_is_counted_in_messages_and_octets() {
         let mut inbox = Inbox::new(4, 100);
-        assert_eq!(inbox.room(), 2);
+        assert_eq!(inbox.room().messages, 2);
         inbox.push(chunk(&["a", "b", "c"]));
-        assert_eq!(inbox.room(), 1);
+        assert_eq!(inbox.room().messages, 1);
         let taken = inbox.pop().unwrap();
-        assert_eq!(inbox.room(), 1, "taken is not done");
+        assert_eq!(inbox.room().messages, 1, "taken is not done");
         inbox.release(taken.messages, taken.bytes.len());
-        assert_eq!(inbox.room(), 2);
+        assert_eq!(inbox.room().messages, 2);
         inbox.push(chunk(&[&"x".repeat(200)]));
-        assert_eq!(inbox.room(), 0);
+        assert_eq!(inbox.room(), Room::NONE);
     }
 
     #[test]

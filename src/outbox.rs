@@ -68,6 +68,8 @@ struct Segment {
     ends: bool,
     /// Commands: not to be sent again on another connection.
     control: bool,
+    /// The kernel has a part of its group: nothing is appended to it.
+    sealed: bool,
 }
 
 #[derive(Debug)]
@@ -292,7 +294,7 @@ impl Outbox {
     #[inline]
     fn open(&mut self, pool: &mut Pool) -> &mut Vec<u8> {
         let fits = self.segments.back().is_some_and(|segment| match &segment.data {
-            Data::Packed(packed) => packed.len() < BATCH && !segment.control,
+            Data::Packed(packed) => packed.len() < BATCH && !segment.sealed,
             Data::Shared(_) => false,
         });
         if !fits {
@@ -320,6 +322,7 @@ impl Outbox {
             let mut control = Segment::new(Data::Packed(std::mem::take(&mut self.control)));
             control.control = true;
             control.ends = true;
+            control.sealed = true;
             flight.total += control.bytes().len();
             flight.segments.push_back(control);
         }
@@ -362,6 +365,14 @@ impl Outbox {
         }
         self.messages = self.messages.saturating_sub(sent);
         self.written = flight.written - end;
+        if self.written > 0 {
+            for segment in &mut flight.segments {
+                segment.sealed = true;
+                if segment.ends {
+                    break;
+                }
+            }
+        }
         if self.written == 0
             && flight.segments.front().is_some_and(|segment| segment.control)
             && let Some(Segment { data: Data::Packed(mut first), .. }) = flight.segments.pop_front()
@@ -424,11 +435,12 @@ impl Outbox {
 
     /// Drops the messages of which the kernel has nothing yet; returns how many.
     pub(crate) fn conflate(&mut self) -> usize {
-        if self.written > 0 || self.messages == 0 {
-            return 0;
-        }
+        let half_sent = match self.written {
+            0 => 0,
+            _ => self.segments.iter().take_while(|segment| !segment.ends).count() + 1,
+        };
         let mut dropped = 0;
-        for segment in self.segments.drain(..) {
+        for segment in self.segments.drain(half_sent.min(self.segments.len())..) {
             dropped += segment.messages;
             self.bytes = self.bytes.saturating_sub(segment.bytes().len());
         }
@@ -439,7 +451,7 @@ impl Outbox {
 
 impl Segment {
     fn new(data: Data) -> Self {
-        Self { data, messages: 0, ends: false, control: false }
+        Self { data, messages: 0, ends: false, control: false, sealed: false }
     }
 }
 
@@ -582,6 +594,10 @@ mod tests {
         outbox.settle(flight, pool);
         assert_eq!(outbox.conflate(), 0, "half-sent");
         assert_eq!(outbox.messages(), 1);
+        outbox.push(Payload::Slices(&[b"c"]), pool);
+        assert_eq!(outbox.conflate(), 1, "behind the half-sent one");
+        outbox.push(Payload::Slices(&[b"d"]), pool);
+        assert_eq!(octets(&outbox.take(1000).unwrap()), b"\x01b\0\x01d");
     }
 
     #[derive(Debug, Clone)]

@@ -10,6 +10,7 @@ use crate::command::{Subscription, put_ping, put_pong};
 use crate::engine::{Engine, EngineConfig, Input};
 use crate::error::{DisconnectCause, ProtocolError};
 use crate::heartbeat::{Beat, Heartbeat};
+use crate::framing::Room;
 use crate::hub::{Hub, PeerId, Wire};
 use crate::peer::{PeerInfo, SessionInfo};
 
@@ -46,7 +47,7 @@ impl Handshake {
         buf: &mut BytesMut,
     ) -> Result<Result<SessionInfo, usize>, ProtocolError> {
         loop {
-            match self.engine.step(buf, 0)? {
+            match self.engine.step(buf, Room::NONE)? {
                 Input::Ready(info) => return Ok(Ok(info)),
                 Input::Need(octets) => return Ok(Err(octets)),
                 // nothing else comes before READY

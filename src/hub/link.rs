@@ -10,7 +10,7 @@ use crate::command::Subscription;
 use crate::endpoint::Endpoint;
 use crate::engine::framing_of;
 use crate::error::ProtocolError;
-use crate::framing::{Framing, split_any_frame};
+use crate::framing::{Framing, Room, split_any_frame};
 use crate::greeting::Version;
 use crate::inbox::Chunk;
 use crate::monitor::Event;
@@ -290,6 +290,8 @@ impl Hub {
             self.forget_subscriptions(&mut state, id.index, &mut after);
             state.retire(id.index);
         }
+        // who waits for this peer need not any more
+        after.wakers.extend(state.senders.drain());
         after.wakers.extend(state.watchers.drain());
         drop(state);
         self.finish(after);
@@ -367,14 +369,14 @@ impl Hub {
         }
     }
 
-    /// For how many messages there is room; for none, the task will be woken when there is.
-    pub(crate) fn room(&self, id: PeerId) -> usize {
+    /// What there is room for; if there is none, the task will be woken when there is.
+    pub(crate) fn room(&self, id: PeerId) -> Room {
         let mut state = self.lock();
         // what nobody will receive needs no room
         let closed = state.closing.is_some();
-        let Some(peer) = state.peer(id) else { return usize::MAX };
-        let room = if closed { usize::MAX } else { peer.inbox.room() };
-        if room == 0
+        let Some(peer) = state.peer(id) else { return Room::ANY };
+        let room = if closed { Room::ANY } else { peer.inbox.room() };
+        if room.messages == 0
             && let Some(link) = &mut peer.link
         {
             link.paused = true;
@@ -465,6 +467,7 @@ impl Hub {
             state.leave_lanes(id.index);
             self.forget_subscriptions(&mut state, id.index, &mut after);
             state.nudge(id.index, &mut after);
+            after.wakers.extend(state.senders.drain());
         }
         drop(state);
         self.finish(after);

@@ -50,7 +50,7 @@ impl State {
     /// Lets a connection task read again, if there is room.
     fn unpause(&mut self, index: u32, after: &mut After) {
         let Some(peer) = self.at(index) else { return };
-        let room = peer.inbox.room() > 0;
+        let room = peer.inbox.room().messages > 0;
         if let Some(link) = &mut peer.link
             && room
             && std::mem::replace(&mut link.paused, false)

@@ -253,6 +253,10 @@ impl Hub {
             let frame = [&[first_octet], topic].concat();
             state.take_in(index, Chunk::single(&frame), false, after);
         }
+        if matches!(what, Subscription::Cancel(_)) {
+            // a publisher that waits for this peer need not any more
+            after.wakers.extend(state.senders.drain());
+        }
         after.wakers.extend(state.watchers.drain());
         Ok(())
     }
@@ -298,6 +302,7 @@ impl Hub {
             (false, Some(info)) => Err(Error::UnknownPeer { peer: info.id }),
             (false, None) => Ok(false),
         };
+        after.wakers.extend(state.senders.drain());
         after.wakers.extend(state.watchers.drain());
         drop(state);
         self.finish(after);
