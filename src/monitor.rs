@@ -64,7 +64,7 @@ pub enum Event {
         /// The wait before it.
         delay: Duration,
     },
-    /// The endpoint is no longer connected to, because `disconnect` asked for it.
+    /// The endpoint is no longer connected to, because this side asked for it.
     EndpointRemoved {
         /// The endpoint.
         endpoint: Endpoint,

@@ -27,7 +27,7 @@ pub struct PullSocket {
 }
 
 constructors!(PullSocket, SocketType::Pull);
-common_methods!(PullSocket);
+common_methods!(PullSocket, receives);
 receiving_methods!(PullSocket);
 
 impl PullSocket {

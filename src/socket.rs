@@ -28,7 +28,9 @@ pub struct CloseReport {
     pub flushed: u64,
     /// Messages that could not be sent in time.
     pub discarded: u64,
-    /// Messages that had come in and were not received.
+    /// Messages that had come in and were not received. When another handle than the receiving one
+    /// closes the socket, those that the receiver has at hand are not among them; they are counted
+    /// as [`DropReason::Closed`] when it looks for the next.
     pub unread: u64,
 }
 
@@ -47,9 +49,9 @@ impl Drop for Inner {
         match Handle::try_current() {
             Ok(runtime) if !supervisor.tasks.is_empty() => drop(runtime.spawn(async move {
                 supervisor.tasks.wait().await;
-                supervisor.shared.hub.emit(&Event::Closed);
+                supervisor.shared.hub.emit_closed();
             })),
-            _ => supervisor.shared.hub.emit(&Event::Closed),
+            _ => supervisor.shared.hub.emit_closed(),
         }
     }
 }
@@ -180,13 +182,17 @@ impl Socket {
         self.hub().stats()
     }
 
-    pub(crate) async fn close(&self) -> CloseReport {
+    /// `receiving`: by the handle that receives.
+    pub(crate) async fn close(&self, receiving: bool) -> CloseReport {
         let supervisor = self.supervisor();
         let before = self.stats();
         begin_close(supervisor);
+        if receiving {
+            self.hub().discard_in_hand();
+        }
         supervisor.tasks.wait().await;
         let after = self.stats();
-        self.hub().emit(&Event::Closed);
+        self.hub().emit_closed();
         let dropped =
             |reason| after.outgoing.dropped.get(reason) - before.outgoing.dropped.get(reason);
         let closed = |stats: &SocketStats| stats.incoming.dropped.get(DropReason::Closed);
@@ -199,9 +205,15 @@ impl Socket {
 }
 
 /// The methods that every socket type, and every handle of one, has: `socket` is the field that holds
-/// a [`Socket`].
+/// a [`Socket`]; with `receives` it is the handle that receives.
 macro_rules! common_methods {
     ($type:ty) => {
+        common_methods!($type, false);
+    };
+    ($type:ty, receives) => {
+        common_methods!($type, true);
+    };
+    ($type:ty, $receives:literal) => {
         impl $type {
             /// Listens on an endpoint and accepts any number of peers there. Returns the real
             /// endpoint: of a wildcard the one that was chosen.
@@ -316,7 +328,7 @@ macro_rules! common_methods {
             /// # Cancel safety
             /// Safe: when cancelled, closing goes on in the background.
             pub async fn close(&self) -> CloseReport {
-                self.socket.close().await
+                self.socket.close($receives).await
             }
         }
     };

@@ -69,7 +69,7 @@ pub struct SubHandle {
 }
 
 constructors!(SubSocket, SocketType::Sub);
-common_methods!(SubSocket);
+common_methods!(SubSocket, receives);
 receiving_methods!(SubSocket);
 subscribing_methods!(SubSocket);
 common_methods!(SubHandle);

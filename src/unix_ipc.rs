@@ -24,15 +24,27 @@ pub(crate) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
-    /// The folder made for `ipc://*`.
-    folder: Option<PathBuf>,
+    /// The folder made for `ipc://*`, which goes after it.
+    _folder: Option<Folder>,
+}
+
+/// A folder that this process made; it is removed when this is dropped.
+#[derive(Debug)]
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "cannot remove the socket's folder");
+        }
+    }
 }
 
 impl SocketFile {
-    fn of(path: &Path, folder: Option<PathBuf>) -> io::Result<Self> {
+    fn of(path: &Path, folder: Option<Folder>) -> io::Result<Self> {
         let metadata = fs::symlink_metadata(path)?;
         let path = std::path::absolute(path)?;
-        Ok(Self { path, device: metadata.dev(), inode: metadata.ino(), folder })
+        Ok(Self { path, device: metadata.dev(), inode: metadata.ino(), _folder: folder })
     }
 }
 
@@ -42,11 +54,6 @@ impl Drop for SocketFile {
             .is_ok_and(|found| found.dev() == self.device && found.ino() == self.inode);
         if ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket file");
-        }
-        if let Some(folder) = &self.folder
-            && let Err(error) = fs::remove_dir(folder)
-        {
-            tracing::warn!(path = %folder.display(), %error, "cannot remove the socket's folder");
         }
     }
 }
@@ -64,17 +71,19 @@ pub(crate) fn bind(
         IpcName::Path(path) => bind_path(path, None, options),
         IpcName::Wildcard => {
             let folder = new_folder()?;
-            bind_path(&folder.join("socket"), Some(folder), options)
+            bind_path(&folder.0.join("socket"), Some(folder), options)
         }
     }
 }
 
 fn bind_path(
     path: &Path,
-    folder: Option<PathBuf>,
+    folder: Option<Folder>,
     options: &SocketOptions,
 ) -> io::Result<(UnixListener, Option<SocketFile>, Endpoint)> {
     let address = SockAddr::unix(path)?;
+    // between its birth and its listening a socket looks stale: others must not look then
+    let _turn = lock_folder(path);
     let listener = match listen(&address, options) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             remove_stale(path)?;
@@ -87,6 +96,15 @@ fn bind_path(
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
     Ok((listener, Some(file), Endpoint(Address::Ipc(IpcName::Path(path.to_path_buf())))))
+}
+
+/// Waits for this process's turn in the folder of `path`, which lasts until the file is dropped.
+/// Where the folder cannot be opened there are no turns.
+fn lock_folder(path: &Path) -> Option<fs::File> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = fs::File::open(folder.unwrap_or(Path::new("."))).ok()?;
+    folder.lock().ok()?;
+    Some(folder)
 }
 
 fn listen(address: &SockAddr, options: &SocketOptions) -> io::Result<UnixListener> {
@@ -129,11 +147,11 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 }
 
 /// A new folder that only this user may enter.
-fn new_folder() -> io::Result<PathBuf> {
+fn new_folder() -> io::Result<Folder> {
     loop {
         let folder = std::env::temp_dir().join(unique("dragonwire"));
         match fs::DirBuilder::new().mode(0o700).create(&folder) {
-            Ok(()) => return Ok(folder),
+            Ok(()) => return Ok(Folder(folder)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }

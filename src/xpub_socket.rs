@@ -45,7 +45,7 @@ pub struct XPubSender {
 }
 
 constructors!(XPubSocket, SocketType::XPub);
-common_methods!(XPubSocket);
+common_methods!(XPubSocket, receives);
 publishing_methods!(XPubSocket);
 receiving_methods!(XPubSocket);
 sink!(XPubSocket, publish);

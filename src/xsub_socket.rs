@@ -40,7 +40,7 @@ pub struct XSubSender {
 }
 
 constructors!(XSubSocket, SocketType::XSub);
-common_methods!(XSubSocket);
+common_methods!(XSubSocket, receives);
 receiving_methods!(XSubSocket);
 upstream_methods!(XSubSocket);
 sink!(XSubSocket, send_upstream);

@@ -68,6 +68,8 @@ pub(crate) struct Hub {
     /// Messages in the receiver's hands.
     in_hand: AtomicUsize,
     closed: AtomicBool,
+    /// Whether `Closed` was said.
+    end_told: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -294,6 +296,7 @@ impl Hub {
             filter_changes: AtomicU64::new(0),
             in_hand: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
+            end_told: AtomicBool::new(false),
             state: Mutex::default(),
         }
     }
@@ -314,6 +317,13 @@ impl Hub {
     pub(crate) fn emit(&self, event: &Event) {
         tracing::debug!(socket = %self.kind, ?event);
         self.monitors.emit(event);
+    }
+
+    /// Tells that the socket is closed, once.
+    pub(crate) fn emit_closed(&self) {
+        if !self.end_told.swap(true, Ordering::AcqRel) {
+            self.emit(&Event::Closed);
+        }
     }
 
     pub(crate) fn waiting(self: &Arc<Self>, queue: WaitFor) -> Waiting {

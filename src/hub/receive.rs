@@ -47,6 +47,16 @@ impl State {
         after.wake(self.receiver.take());
     }
 
+    /// Messages that were taken are not received after all.
+    fn never_received(&mut self, id: PeerId, unread: usize) {
+        let counters = match self.peer(id) {
+            Some(peer) => &mut peer.inc,
+            None => &mut self.gone_in,
+        };
+        counters.delivered -= unread as u64;
+        counters.dropped.add(DropReason::Closed, unread as u64);
+    }
+
     /// Lets a connection task read again, if there is room.
     fn unpause(&mut self, index: u32, after: &mut After) {
         let Some(peer) = self.at(index) else { return };
@@ -141,19 +151,25 @@ impl Hub {
     fn hand_back(&self, state: &mut State, done: &mut Taken, after: &mut After) {
         let Taken { peer, messages, bytes, chunk } = std::mem::replace(done, Taken::nothing());
         let Some(id) = peer else { return };
+        // unless it was counted when the socket was closed
+        let counted = state.in_hand.is_none();
+        let unread = if counted { 0 } else { chunk.messages };
         state.in_hand = None;
         self.in_hand.store(0, Ordering::Relaxed);
-        match state.peer(id) {
-            Some(peer) => {
-                peer.inbox.release(messages, bytes);
-                peer.inc.delivered -= chunk.messages as u64;
-                state.drop_incoming(id.index, DropReason::Closed, chunk.messages);
-                state.unpause(id.index, after);
-            }
-            None => {
-                state.gone_in.delivered -= chunk.messages as u64;
-                state.gone_in.dropped.add(DropReason::Closed, chunk.messages as u64);
-            }
+        if let Some(peer) = state.peer(id) {
+            peer.inbox.release(messages, bytes);
+            state.unpause(id.index, after);
+        }
+        state.never_received(id, unread);
+    }
+
+    /// The socket is closed by the handle that receives, which therefore does not do so now: what it
+    /// has in its hands dies at once. Otherwise that happens when it looks again.
+    pub(crate) fn discard_in_hand(&self) {
+        let mut state = self.lock();
+        if let Some(id) = state.in_hand.take() {
+            let unread = self.in_hand.swap(0, Ordering::Relaxed);
+            state.never_received(id, unread);
         }
     }
 
@@ -185,16 +201,12 @@ impl Hub {
         {
             return true;
         }
-        match taken.peer.and_then(|id| state.peer(id)) {
-            Some(peer) => {
-                peer.inc.delivered -= 1;
-                peer.inc.dropped.add(DropReason::Filtered, 1);
-            }
-            None => {
-                state.gone_in.delivered -= 1;
-                state.gone_in.dropped.add(DropReason::Filtered, 1);
-            }
-        }
+        let counters = match taken.peer.and_then(|id| state.peer(id)) {
+            Some(peer) => &mut peer.inc,
+            None => &mut state.gone_in,
+        };
+        counters.delivered -= 1;
+        counters.dropped.add(DropReason::Filtered, 1);
         false
     }
 
