@@ -276,7 +276,8 @@ async fn odd_but_legal_frames_are_the_same_messages() {
     let long = |flags: u8, body: &str| {
         [&[flags | 2][..], &(body.len() as u64).to_be_bytes(), body.as_bytes()].concat()
     };
-    let scripts: [Vec<Vec<u8>>; 7] = [
+    let scripts: [Vec<Vec<u8>>; 8] = [
+        vec![short(0x01, "a"), command("NOBODY", b"knows"), short(0x00, "b")],
         vec![short(0xf8, "a")],
         vec![short(0x09, "a"), short(0x00, "b")],
         vec![short(0x01, "a"), short(0x80, "b")],
@@ -285,8 +286,16 @@ async fn odd_but_legal_frames_are_the_same_messages() {
         vec![long(0xf9, "a"), short(0xf9, "b"), long(0xf8, "c")],
         vec![short(0x01, "a"), command("NOBODY", b"knows"), long(0x00, "b")],
     ];
-    let bodies: [&[&str]; 7] =
-        [&["a"], &["a", "b"], &["a", "b"], &["a"], &["", "b", ""], &["a", "b", "c"], &["a", "b"]];
+    let bodies: [&[&str]; 8] = [
+        &["a", "b"],
+        &["a"],
+        &["a", "b"],
+        &["a", "b"],
+        &["a"],
+        &["", "b", ""],
+        &["a", "b", "c"],
+        &["a", "b"],
+    ];
     let push = PushSocket::new();
     let onward = push.bind("tcp://127.0.0.1:*").await.unwrap();
     let mut sink = Peer::join(&onward, Version::V3_1, "PULL").await;

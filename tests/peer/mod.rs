@@ -256,6 +256,7 @@ impl Peer {
             (self.read(1).await[0] & 1, length - 1)
         } else {
             let flags = self.read(1).await[0];
+            assert_eq!(flags & !7, 0, "reserved bits are 0");
             let length = if flags & 2 == 0 {
                 u64::from(self.read(1).await[0])
             } else {
