@@ -391,15 +391,34 @@ mod tests {
         command::put_cancel(&mut read, b"A");
         command::put_subscribe(&mut read, b"B");
         buf.extend_from_slice(&read);
-        assert_eq!(engine.step(&mut buf, Room { messages: 9, ..Room::ANY }), Ok(Input::Ping(std::time::Duration::ZERO)));
-        assert_eq!(engine.step(&mut buf, Room::NONE), Ok(Input::Full), "no room: the CANCEL waits as well");
-        let Ok(Input::Chunk(chunk)) = engine.step(&mut buf, Room { messages: 9, ..Room::ANY }) else { panic!("a message") };
+        assert_eq!(
+            engine.step(&mut buf, Room { messages: 9, ..Room::ANY }),
+            Ok(Input::Ping(std::time::Duration::ZERO))
+        );
+        assert_eq!(
+            engine.step(&mut buf, Room::NONE),
+            Ok(Input::Full),
+            "no room: the CANCEL waits as well"
+        );
+        let Ok(Input::Chunk(chunk)) = engine.step(&mut buf, Room { messages: 9, ..Room::ANY })
+        else {
+            panic!("a message")
+        };
         assert_eq!((chunk.messages, chunk.topic()), (1, Some(&b"\x01A"[..])));
-        let Ok(Input::Cancel(topic)) = engine.step(&mut buf, Room { messages: 9, ..Room::ANY }) else { panic!("a CANCEL") };
+        let Ok(Input::Cancel(topic)) = engine.step(&mut buf, Room { messages: 9, ..Room::ANY })
+        else {
+            panic!("a CANCEL")
+        };
         assert_eq!(buf[topic], b"A"[..]);
-        let Ok(Input::Subscribe(topic)) = engine.step(&mut buf, Room { messages: 9, ..Room::ANY }) else { panic!("a SUBSCRIBE") };
+        let Ok(Input::Subscribe(topic)) = engine.step(&mut buf, Room { messages: 9, ..Room::ANY })
+        else {
+            panic!("a SUBSCRIBE")
+        };
         assert_eq!(buf[topic], b"B"[..]);
-        assert!(matches!(engine.step(&mut buf, Room { messages: 9, ..Room::ANY }), Ok(Input::Need(_))));
+        assert!(matches!(
+            engine.step(&mut buf, Room { messages: 9, ..Room::ANY }),
+            Ok(Input::Need(_))
+        ));
     }
 
     #[test]
@@ -408,10 +427,16 @@ mod tests {
             let (mut engine, mut buf) = opened();
             buf.extend_from_slice(b"\0\x01a\0\x01b");
             buf.extend_from_slice(violation);
-            let Ok(Input::Chunk(chunk)) = engine.step(&mut buf, Room { messages: 1, ..Room::ANY }) else { panic!("a message") };
+            let Ok(Input::Chunk(chunk)) = engine.step(&mut buf, Room { messages: 1, ..Room::ANY })
+            else {
+                panic!("a message")
+            };
             assert_eq!((chunk.messages, chunk.topic()), (1, Some(&b"a"[..])));
             assert_eq!(engine.step(&mut buf, Room::NONE), Ok(Input::Full));
-            let Ok(Input::Chunk(chunk)) = engine.step(&mut buf, Room { messages: 9, ..Room::ANY }) else { panic!("a message") };
+            let Ok(Input::Chunk(chunk)) = engine.step(&mut buf, Room { messages: 9, ..Room::ANY })
+            else {
+                panic!("a message")
+            };
             assert_eq!((chunk.messages, chunk.topic()), (1, Some(&b"b"[..])));
             assert!(engine.step(&mut buf, Room { messages: 9, ..Room::ANY }).is_err());
         }

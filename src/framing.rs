@@ -217,7 +217,17 @@ pub(crate) enum Scan {
 
 impl Scanner {
     pub(crate) fn new(framing: Framing, limits: Limits) -> Self {
-        Self { framing, limits, whole: 0, messages: 0, next: 0, command: 0, frames: 0, size: 0, commands: 0 }
+        Self {
+            framing,
+            limits,
+            whole: 0,
+            messages: 0,
+            next: 0,
+            command: 0,
+            frames: 0,
+            size: 0,
+            commands: 0,
+        }
     }
 
     /// Looks at frames of `buf` until there are `room` whole messages at its front. With no room it

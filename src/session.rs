@@ -9,8 +9,8 @@ use bytes::BytesMut;
 use crate::command::{Subscription, put_ping, put_pong};
 use crate::engine::{Engine, EngineConfig, Input};
 use crate::error::{DisconnectCause, ProtocolError};
-use crate::heartbeat::{Beat, Heartbeat};
 use crate::framing::Room;
+use crate::heartbeat::{Beat, Heartbeat};
 use crate::hub::{Hub, PeerId, Wire};
 use crate::peer::{PeerInfo, SessionInfo};
 
