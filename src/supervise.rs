@@ -196,9 +196,12 @@ impl Supervisor {
                 Ok(stream) => {
                     let info = describe(&stream, &endpoint, false);
                     let span = span(&info);
+                    let peer_info = Arc::new(info.clone());
                     let greeted = tokio::select! {
                         biased;
-                        () = &mut given_up => Err(DisconnectCause::Local),
+                        () = &mut given_up => {
+                            self.fail_handshake(peer_info, DisconnectCause::Local)
+                        }
                         greeted = self.greet(stream, info, entry).instrument(span.clone()) => greeted,
                     };
                     match greeted {
@@ -281,12 +284,18 @@ impl Supervisor {
                 info.session = Some(session);
                 Ok((greeter, Arc::new(info)))
             }
-            Err(cause) => {
-                self.hub().count_failed_handshake();
-                self.hub().emit(&Event::HandshakeFailed { peer, cause: cause.clone() });
-                Err(cause)
-            }
+            Err(cause) => self.fail_handshake(peer, cause),
         }
+    }
+
+    fn fail_handshake<T>(
+        &self,
+        peer: Arc<PeerInfo>,
+        cause: DisconnectCause,
+    ) -> Result<T, DisconnectCause> {
+        self.hub().count_failed_handshake();
+        self.hub().emit(&Event::HandshakeFailed { peer, cause: cause.clone() });
+        Err(cause)
     }
 }
 
