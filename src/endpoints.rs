@@ -77,6 +77,9 @@ struct Entry {
 pub(crate) struct Stop {
     pub(crate) stop: CancellationToken,
     pub(crate) stopped: CancellationToken,
+    /// Earlier connections to the same endpoint that are not over yet: the peer is to see the end of
+    /// them before there is a new one, or it would send what it sends meanwhile on both.
+    pub(crate) after: Vec<CancellationToken>,
 }
 
 /// What is left of an endpoint that was removed.
@@ -96,6 +99,8 @@ struct Registry {
     entries: Vec<Entry>,
     /// Endpoints that are gone, for streams that have not heard yet.
     removed: VecDeque<(u64, Endpoint)>,
+    /// Endpoints that were connected to, until their tasks have ended.
+    leaving: Vec<(Endpoint, CancellationToken)>,
     next_id: u64,
     changes: u64,
     watchers: Waiters,
@@ -143,8 +148,13 @@ impl Endpoints {
         state: EndpointState,
         peer: Option<PeerId>,
     ) -> (EntryId, Stop) {
-        let stop = Stop::default();
+        let mut stop = Stop::default();
         let mut registry = self.lock();
+        registry.leaving.retain(|(_, stopped)| !stopped.is_cancelled());
+        if peer.is_some() {
+            let same = registry.leaving.iter().filter(|(leaving, _)| *leaving == endpoint);
+            stop.after = same.map(|(_, stopped)| stopped.clone()).collect();
+        }
         registry.next_id += 1;
         registry.changes += 1;
         let id = EntryId(registry.next_id);
@@ -209,6 +219,10 @@ impl Endpoints {
         let entry = registry.entries.remove(at);
         registry.changes += 1;
         let change = registry.changes;
+        registry.leaving.retain(|(_, stopped)| !stopped.is_cancelled());
+        if !bound {
+            registry.leaving.push((entry.endpoint.clone(), entry.stop.stopped.clone()));
+        }
         registry.removed.push_back((change, entry.endpoint));
         if registry.removed.len() > REMOVED {
             registry.removed.pop_front();

@@ -52,7 +52,7 @@ impl Supervisor {
         listener: Listener,
         endpoint: Endpoint,
         entry: EntryId,
-        Stop { stop, stopped }: Stop,
+        Stop { stop, stopped, .. }: Stop,
     ) {
         let mut delay = ACCEPT_DELAY;
         loop {
@@ -177,11 +177,17 @@ impl Supervisor {
         endpoint: Endpoint,
         entry: EntryId,
         peer: PeerId,
-        Stop { stop, stopped }: Stop,
+        Stop { stop, stopped, after }: Stop,
     ) {
         let given_up = self.given_up(peer, &stop);
         tokio::pin!(given_up);
         let mut backoff = Backoff::new(self.options());
+        for earlier in after {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = earlier.cancelled() => {}
+            }
+        }
         loop {
             let attempt = backoff.attempt;
             self.endpoints.set(entry, EndpointState::Connecting { attempt });

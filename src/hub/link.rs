@@ -221,7 +221,9 @@ impl Hub {
             sync_sent: 0,
             sync_done: 0,
         });
+        let closing = peer.closing.is_some();
         match self.kind {
+            SocketType::Sub | SocketType::XSub if closing => {}
             SocketType::Sub | SocketType::XSub => state.send_whole_filter(id.index),
             SocketType::Pub | SocketType::XPub => {
                 // what an earlier connection was subscribed to is not what this one wants
@@ -255,37 +257,25 @@ impl Hub {
     pub(crate) fn detach(&self, id: PeerId, leaving: Leaving) -> u64 {
         let mut after = After::default();
         let mut state = self.lock();
+        let closing = state.closing.is_some();
         let State { peers, pool, .. } = &mut *state;
         let slot = peers.get_mut(id.index as usize).filter(|slot| slot.generation == id.generation);
         let Some(peer) = slot.and_then(|slot| slot.peer.as_deref_mut()) else { return 0 };
         peer.link = None;
         peer.outbox.control().clear();
-        let before = peer.out.dropped.total();
-        if leaving == Leaving::Lost && peer.persistent {
-            if !peer.outbox.is_flying() {
-                peer.out.sent += peer.outbox.rewind(Framing::New, pool) as u64;
-            }
-        } else {
+        let stays = leaving == Leaving::Lost && peer.persistent;
+        if !stays {
             peer.gone = Some(match leaving {
                 Leaving::Lost => DropReason::PeerGone,
                 Leaving::Closed => DropReason::Linger,
             });
-            if !peer.outbox.is_flying() {
-                let settled = peer.outbox.clear(pool);
-                peer.out.sent += settled.sent as u64;
-                let reason = peer.gone.unwrap_or(DropReason::PeerGone);
-                peer.out.dropped.add(reason, settled.dropped as u64);
-            }
+        } else if !peer.outbox.is_flying() {
+            peer.out.sent += peer.outbox.rewind(Framing::New, pool) as u64;
         }
-        let discarded = peer.out.dropped.total() - before;
-        let closing = state.closing.is_some();
-        if let Some(peer) = state.at(id.index)
-            && closing
-        {
-            let unread = peer.inbox.clear();
-            state.drop_incoming(id.index, DropReason::Closed, unread);
-        }
-        if state.at(id.index).is_some_and(|peer| peer.gone.is_some()) {
+        let unread = if closing { peer.inbox.clear() } else { 0 };
+        state.drop_incoming(id.index, DropReason::Closed, unread);
+        let discarded = state.bury(id.index) as u64;
+        if !stays {
             state.leave_lanes(id.index);
             self.forget_subscriptions(&mut state, id.index, &mut after);
             state.retire(id.index);

@@ -38,7 +38,7 @@ use crate::greeting::Version;
 use crate::inbox::Inbox;
 use crate::monitor::{Event, Monitors};
 use crate::options::SocketOptions;
-use crate::outbox::{Outbox, Pool};
+use crate::outbox::{Outbox, Pool, Settled};
 use crate::peer::PeerInfo;
 use crate::socket_type::SocketType;
 use crate::stats::{DropReason, Incoming, Outgoing, PeerStats, SocketStats};
@@ -266,22 +266,27 @@ impl State {
         }
     }
 
+    /// What was left to send to a peer that is gone dies, unless a flight is still out. Returns how
+    /// many messages that were.
+    fn bury(&mut self, index: u32) -> usize {
+        let Some(slot) = self.peers.get_mut(index as usize) else { return 0 };
+        let Some(peer) = slot.peer.as_deref_mut() else { return 0 };
+        let Some(reason) = peer.gone.filter(|_| !peer.outbox.is_flying()) else { return 0 };
+        let Settled { sent, dropped } = peer.outbox.clear(&mut self.pool);
+        peer.out.sent += sent as u64;
+        peer.out.dropped.add(reason, dropped as u64);
+        dropped
+    }
+
     /// Removes a peer that is gone, once nobody holds anything of it.
     fn retire(&mut self, index: u32) {
+        self.bury(index);
         let Some(slot) = self.peers.get_mut(index as usize) else { return };
-        let Some(peer) = slot.peer.as_deref_mut() else { return };
-        let Some(reason) = peer.gone else { return };
-        if peer.outbox.is_flying() {
-            return;
-        }
-        let settled = peer.outbox.clear(&mut self.pool);
-        peer.out.sent += settled.sent as u64;
-        peer.out.dropped.add(reason, settled.dropped as u64);
-        if peer.inbox.is_empty() {
+        let done = |peer: &Peer| peer.gone.is_some() && !peer.outbox.is_flying();
+        if let Some(peer) = slot.peer.take_if(|peer| done(peer) && peer.inbox.is_empty()) {
+            slot.generation = slot.generation.wrapping_add(1);
             self.gone_out.merge(&peer.out);
             self.gone_in.merge(&peer.inc);
-            slot.peer = None;
-            slot.generation = slot.generation.wrapping_add(1);
             self.free.push(index);
         }
     }
