@@ -97,8 +97,10 @@ impl Greeter {
         let Self { reader, writer, handshake, buf } = self;
         let now = Instant::now();
         let hub = shared.hub.clone();
-        let session =
+        let mut session =
             Session::open(handshake, hub.clone(), peer, info, writer.clone(), now.into_std());
+        // what stood behind READY in the same read
+        session.received(buf.len());
         Connection {
             shared,
             hub,

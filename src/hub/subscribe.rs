@@ -281,6 +281,8 @@ impl Hub {
         } else {
             subscriptions.remove_peer(index, &mut tell);
         }
+        // in octet order, as libzmq walks its tree
+        told.sort();
         for frame in told {
             state.take_in(index, Chunk::single(&frame), false, after);
         }
