@@ -12,12 +12,13 @@
 
 #![allow(unsafe_code)]
 
+use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::fmt;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub use dragonwire::SocketType;
@@ -182,7 +183,7 @@ impl Context {
         // SAFETY: the context lives as long as `self`
         let raw = unsafe { ffi::zmq_socket(self.0.0.as_ptr(), kind) };
         let raw = NonNull::new(raw).unwrap_or_else(|| panic!("no socket: {}", Error::last()));
-        Socket { raw, context: self.clone() }
+        Socket { raw, context: self.clone(), watchers: RefCell::default() }
     }
 }
 
@@ -204,6 +205,9 @@ impl Drop for RawContext {
 pub struct Socket {
     raw: NonNull<c_void>,
     context: Context,
+    /// The other ends of its monitors, which outlive it: libzmq's thread waits for ever when it has
+    /// an event to tell and nobody is there.
+    watchers: RefCell<Vec<Arc<Mutex<Self>>>>,
 }
 
 // SAFETY: see the head of this file
@@ -442,7 +446,7 @@ impl Socket {
         Ok((items[0].revents & POLLIN != 0, items[1].revents != 0))
     }
 
-    /// Begins to tell what happens to this socket.
+    /// Begins to tell what happens to this socket; a socket has one monitor at a time.
     ///
     /// # Panics
     /// The process is out of file descriptors or memory.
@@ -454,13 +458,20 @@ impl Socket {
         let code = unsafe { ffi::zmq_socket_monitor(self.raw.as_ptr(), text.as_ptr(), ALL_EVENTS) };
         check(code).expect("a monitor");
         let events = self.context.socket(SocketType::Pair);
+        events.set(Opt::RcvHwm, 0).expect("a mark may always be set");
         events.connect(&name).expect("the monitor's end");
+        let events = Arc::new(Mutex::new(events));
+        self.watchers.borrow_mut().push(Arc::clone(&events));
         Monitor { events }
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
+        if !self.watchers.borrow().is_empty() {
+            // SAFETY: the socket is open; no endpoint means to stop
+            unsafe { ffi::zmq_socket_monitor(self.raw.as_ptr(), std::ptr::null(), 0) };
+        }
         // SAFETY: open until now, and not used again
         unsafe { ffi::zmq_close(self.raw.as_ptr()) };
     }
@@ -493,7 +504,7 @@ impl MonitorEvent {
 /// Events of one socket, from the moment it was asked for.
 #[derive(Debug)]
 pub struct Monitor {
-    events: Socket,
+    events: Arc<Mutex<Socket>>,
 }
 
 impl Monitor {
@@ -502,7 +513,8 @@ impl Monitor {
     /// # Panics
     /// libzmq sent something that is not an event.
     pub fn next_within(&self, time: Duration) -> Option<MonitorEvent> {
-        let frames = match self.events.recv_within(time) {
+        let events = self.events.lock().expect("nobody panics with it");
+        let frames = match events.recv_within(time) {
             Ok(frames) => frames,
             Err(Error::AGAIN) => return None,
             Err(error) => panic!("monitor: {error}"),

@@ -214,3 +214,30 @@ async fn payloads_of_publish_are_two_frames() {
     publisher.send(message.clone()).await.unwrap();
     assert_eq!(subscriber.recv().unwrap(), frames(&message));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscriber_that_is_ready_misses_nothing() {
+    let context = Context::new();
+    for _ in 0..50 {
+        let publisher = context.socket(Pub);
+        let endpoint = publisher.bind("tcp://127.0.0.1:*").unwrap();
+        let mut sub = dragonwire::SubSocket::new();
+        for i in 0..500 {
+            sub.subscribe(format!("{i}.")).unwrap();
+        }
+        sub.connect(&endpoint).await.unwrap();
+        within("libzmq has read the subscriptions", sub.ready()).await.unwrap();
+        // libzmq's thread answers before it hands on what it has read, and has done so when it
+        // answers again
+        sub.subscribe("another").unwrap();
+        within("libzmq has read one more", sub.ready()).await.unwrap();
+        publisher.events();
+        for i in 0..500 {
+            publisher.send([format!("{i}.")]).unwrap();
+        }
+        for i in 0..500 {
+            let received = within("a message", sub.recv()).await.unwrap();
+            assert_eq!(received, Message::from(format!("{i}.")));
+        }
+    }
+}
