@@ -32,6 +32,8 @@ pub struct Error(c_int);
 impl Error {
     /// `EAGAIN`: it would have to wait, or has waited for as long as it may.
     pub const AGAIN: Self = Self(11);
+    /// `EADDRINUSE`: somebody else listens there.
+    pub const ADDRESS_IN_USE: Self = Self(98);
 
     fn last() -> Self {
         // SAFETY: takes no arguments, and reads a thread-local

@@ -1,25 +1,37 @@
 //! Peers that are killed, restarted and late.
 
+use std::io::ErrorKind;
+
 use dragonwire::{
-    DropReason, Event, Message, Monitor, PubSocket, PullSocket, PushSocket, SubSocket, XPubSocket,
+    DropReason, Endpoint, Error, Event, Message, Monitor, PubSocket, PullSocket, PushSocket,
+    SubSocket, XPubSocket,
 };
 use dragonwire_interop::libzmq::{Context, SocketType};
 use dragonwire_interop::place::{Place, Transport};
 use dragonwire_interop::process::{Process, to_hex};
 use dragonwire_interop::side::{Maker, cancellation, frames, subscription, texts};
-use dragonwire_interop::{until, within};
+use dragonwire_interop::{GLANCE, until, within};
 
 const LINES: &str = env!("CARGO_BIN_EXE_libzmq_lines");
 
-/// A peer that listens where one did before. The port may be in use for a moment as the other end of
-/// some connection of another test.
-async fn start_again(kind: &str, endpoint: &str) -> Process {
-    until("the endpoint is free", || match endpoint.strip_prefix("tcp://") {
-        Some(address) => std::net::TcpListener::bind(address).is_ok(),
-        None => true,
+/// Binds an endpoint that was bound a moment before. A process that another test is just starting
+/// still has all of this one's files open, the listening socket among them.
+async fn until_bound<F: Future<Output = Result<Endpoint, Error>>>(
+    what: &str,
+    bind: impl Fn() -> F,
+) {
+    within(what, async {
+        loop {
+            match bind().await {
+                Ok(_) => return,
+                Err(Error::Bind { source, .. }) if source.kind() == ErrorKind::AddrInUse => {
+                    tokio::time::sleep(GLANCE).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
     })
     .await;
-    Process::start(LINES, &[kind, "--bind", endpoint])
 }
 
 async fn see(monitor: &mut Monitor, what: &str, wanted: impl Fn(&Event) -> bool) -> Event {
@@ -65,7 +77,7 @@ async fn sub_subscribes_again_by_itself() {
             assert_eq!(frames(&received), texts(&["a", &round.to_string()]));
             publisher.kill();
             see(&mut monitor, "the end of the connection", is_gone).await;
-            publisher = start_again("xpub", &endpoint).await;
+            publisher = Process::start(LINES, &["xpub", "--bind", &endpoint]);
             let mut told = [publisher.recv(), publisher.recv()];
             told.sort();
             assert_eq!(told, [subscription("a"), subscription("b")]);
@@ -132,7 +144,7 @@ async fn push_goes_on_where_it_stopped() {
             for i in next..next + 100 {
                 within("room in the queue", push.send(i.to_string())).await.unwrap();
             }
-            pull = start_again("pull", &endpoint).await;
+            pull = Process::start(LINES, &["pull", "--bind", &endpoint]);
             for _ in 0..100 {
                 assert_eq!(pull.recv(), texts(&[&next.to_string()]));
                 next += 1;
@@ -199,11 +211,8 @@ async fn libzmq_comes_back_to_a_restarted_dragonwire() {
             within("publisher closes", publisher.close()).await;
             pull = PullSocket::new();
             publisher = PubSocket::new();
-            within("the endpoint is free", async {
-                pull.bind(&endpoint).await.unwrap();
-                publisher.bind(&published).await.unwrap();
-            })
-            .await;
+            until_bound("pull", || pull.bind(&endpoint)).await;
+            until_bound("publisher", || publisher.bind(&published)).await;
         }
     }
 }
@@ -265,7 +274,7 @@ async fn one_killed_publisher_of_three_costs_the_others_nothing() {
             see(&mut monitor, "the end of the connection", is_gone).await;
         }
         if i == 100 {
-            let mut again = start_again("xpub", &endpoint).await;
+            let mut again = Process::start(LINES, &["xpub", "--bind", &endpoint]);
             assert_eq!(again.recv(), subscription("n"));
             victim = Some(again);
         }

@@ -7,10 +7,11 @@
 use std::error::Error;
 use std::io::{Read, Write, stdin, stdout};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dragonwire_interop::libzmq::{self, Context, Opt, Socket, SocketType};
 use dragonwire_interop::process::{from_hex, to_hex};
+use dragonwire_interop::{DEADLINE, GLANCE};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -29,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     while let Some(argument) = arguments.next() {
         let value = arguments.next().ok_or("an option without a value")?;
         match argument.as_str() {
-            "--bind" => say(&format!("bound {}", socket.bind(&value)?)),
+            "--bind" => say(&format!("bound {}", bind(&socket, &value)?)),
             "--connect" => socket.connect(&value)?,
             "--subscribe" => socket.subscribe(from_hex(&value).ok_or("not hexadecimal")?)?,
             "--set" => {
@@ -41,6 +42,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     say("ready");
     serve(&socket, !matches!(kind, SocketType::Pub | SocketType::Push))
+}
+
+/// Listens. The port may be in use for a moment longer by one that was killed, or as the other end of
+/// somebody's connection.
+fn bind(socket: &Socket, endpoint: &str) -> libzmq::Result<String> {
+    let end = Instant::now() + DEADLINE / 2;
+    loop {
+        match socket.bind(endpoint) {
+            Err(libzmq::Error::ADDRESS_IN_USE) if Instant::now() < end => {
+                std::thread::sleep(GLANCE);
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// Until the standard input ends.
