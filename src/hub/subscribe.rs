@@ -271,7 +271,7 @@ impl Hub {
         let State { subscriptions, requests, .. } = state;
         let mut told = Vec::new();
         let mut tell = |topic: &[u8], last: bool| {
-            if self.kind == SocketType::XPub && (last || all) {
+            if self.kind == SocketType::XPub && (last || all || manual) {
                 told.push([&[0], topic].concat());
             }
         };
