@@ -299,7 +299,8 @@ impl SocketOptions {
     /// The most octets a received message may have, all its frames together; `None`: no limit.
     /// Default 64 MiB. `ZMQ_MAXMSGSIZE`, which has no limit by default and counts each frame.
     ///
-    /// A peer that announces more is disconnected before it can send it.
+    /// A peer that announces more is disconnected before it can send it. As in libzmq the limit is
+    /// for commands as well: with less than some 30 octets no peer's READY fits.
     #[must_use]
     pub fn max_message_size(mut self, octets: Option<u64>) -> Self {
         self.max_message_size = octets;

@@ -213,7 +213,6 @@ impl Supervisor {
                     match greeted {
                         Err(cause) => cause,
                         Ok((greeter, info)) => {
-                            backoff.reset();
                             let connection = greeter.open(self.shared.clone(), peer, info.clone());
                             self.endpoints.set(entry, EndpointState::Ready);
                             let cause = connection.run().instrument(span).await;
@@ -221,6 +220,10 @@ impl Supervisor {
                             self.part(peer, info, cause.clone());
                             if over {
                                 break;
+                            }
+                            // a peer may refuse this side only after READY
+                            if !matches!(cause, DisconnectCause::Protocol(_)) {
+                                backoff.reset();
                             }
                             cause
                         }
