@@ -228,3 +228,64 @@ async fn it_welcomes_as_libzmqs_does() {
         }
     }
 }
+
+/// What three peers say by chance, which the seed decides, and what they get then.
+async fn chance(maker: Maker, mode: Mode, peers: Maker, seed: u64) -> Vec<String> {
+    let context = Context::new();
+    let manual = mode == Mode::Manual;
+    let mut xpub = xpub(maker, &context, mode, None);
+    let endpoint = xpub.bind("tcp://127.0.0.1:*").await;
+    let mut log = Log::new();
+    let mut all = ["one", "two", "three"].map(|name| (name, peers.socket(&context, XSub)));
+    for (_, peer) in &all {
+        peer.connect(&endpoint).await;
+        note(&mut log, &mut xpub, peer, manual).await;
+        if mode != Mode::Invert {
+            peer.send(&subscription(if manual { "end" } else { "granted-end" })).await;
+            note(&mut log, &mut xpub, peer, manual).await;
+        }
+    }
+    let mut state = seed;
+    let mut next = |below: u64| {
+        // xorshift: the same numbers on every machine
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below) as usize
+    };
+    let topics = ["a", "ab", "abc", "b", "granted-a", ""];
+    // inverted, an empty one would keep the marker away
+    let topics = if mode == Mode::Invert { &topics[..5] } else { &topics[..] };
+    for _ in 0..60 {
+        let (_, peer) = &all[next(3)];
+        let topic = topics[next(topics.len() as u64)];
+        let message = if next(5) < 3 { subscription(topic) } else { cancellation(topic) };
+        peer.send(&message).await;
+        note(&mut log, &mut xpub, peer, manual).await;
+        if next(6) == 0 {
+            let sent = ["abcd", "b", "c", "granted-ab", "granted-b"];
+            publish(&mut log, &xpub, &mut all, &sent).await;
+        }
+    }
+    log.iter().map(show).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_does_what_libzmqs_does_whatever_peers_say() {
+    for mode in MODES {
+        for peers in Maker::BOTH {
+            for seed in 1..=12 {
+                let theirs = chance(Maker::Libzmq, mode, peers, seed).await;
+                let ours = chance(Maker::Dragonwire, mode, peers, seed).await;
+                let common = ours.iter().zip(&theirs).take_while(|(a, b)| a == b).count();
+                assert!(
+                    ours == theirs,
+                    "{mode:?}, peers of {peers:?}, seed {seed}: after {:?}\nours {:?}\ntheirs {:?}",
+                    &ours[..common],
+                    ours.get(common),
+                    theirs.get(common)
+                );
+            }
+        }
+    }
+}
