@@ -2,9 +2,10 @@
 //! same and sends the same.
 
 use dragonwire::SocketType::{self, Sub, XPub, XSub};
-use dragonwire::{Message, SocketOptions, XPubVerbose};
+use dragonwire::{Message, SocketOptions, XPubSocket, XPubVerbose};
 use dragonwire_interop::libzmq::{Context, Opt};
 use dragonwire_interop::side::{Dragon, Frames, Maker, Side, cancellation, subscription, texts};
+use dragonwire_interop::{until, within};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -227,6 +228,40 @@ async fn it_welcomes_as_libzmqs_does() {
             assert!(theirs.contains(&("one", texts(&["welcome here"]))), "{theirs:?}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_several_peers_say_is_told_in_the_order_it_took_effect() {
+    let context = Context::new();
+    let mut xpub = XPubSocket::new();
+    let endpoint = xpub.bind("tcp://127.0.0.1:*").await.unwrap().to_string();
+    let (one, two) = (context.socket(Sub), context.socket(Sub));
+    for (i, sub) in [&one, &two].into_iter().enumerate() {
+        sub.connect(&endpoint).unwrap();
+        until("a peer", || xpub.stats().connections == i as u64 + 1).await;
+    }
+    // the application looks away meanwhile
+    let subscriptions =
+        || xpub.stats().peers.iter().map(|peer| peer.subscriptions).collect::<Vec<_>>();
+    for _ in 0..3 {
+        one.subscribe("x").unwrap();
+        until("one subscribes", || subscriptions() == [1, 0]).await;
+        one.unsubscribe("x").unwrap();
+        until("one cancels", || subscriptions() == [0, 0]).await;
+        two.subscribe("x").unwrap();
+        until("two subscribes", || subscriptions() == [0, 1]).await;
+        two.unsubscribe("x").unwrap();
+        until("two cancels", || subscriptions() == [0, 0]).await;
+    }
+    two.subscribe("x").unwrap();
+    until("two subscribes", || subscriptions() == [0, 1]).await;
+    let mut told = Vec::new();
+    for _ in 0..13 {
+        let message = within("what they said", xpub.recv()).await.unwrap();
+        told.push(message.topic().escape_ascii().to_string());
+    }
+    let (on, off) = ("\\x01x", "\\x00x");
+    assert_eq!(told, [on, off, on, off, on, off, on, off, on, off, on, off, on]);
 }
 
 /// What three peers say by chance, which the seed decides, and what they get then.
