@@ -115,6 +115,8 @@ impl Publisher {
                 socket.0.send([topic.as_bytes(), number.to_string().as_bytes()])?;
             }
             socket.0.send([topic.as_bytes(), b"end"])?;
+            // unlike half-way, what is queued is to arrive
+            socket.0.set(Opt::Linger, DEADLINE.as_millis() as i32)?;
             Ok(())
         })
     }
@@ -282,7 +284,7 @@ async fn pull() -> Outcome<Row> {
     pull.bind(&endpoint).await?;
     let thread = thread::spawn(move || -> Outcome<()> {
         let push = Context::new().socket(SocketType::Push);
-        push.set(Opt::Linger, 20_000)?;
+        push.set(Opt::Linger, DEADLINE.as_millis() as i32)?;
         push.connect(&endpoint)?;
         for number in 0..COUNT {
             push.send([number.to_string()])?;

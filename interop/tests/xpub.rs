@@ -2,9 +2,10 @@
 //! same and sends the same.
 
 use dragonwire::SocketType::{self, Sub, XPub, XSub};
-use dragonwire::{Message, SocketOptions, XPubVerbose};
+use dragonwire::{Message, SocketOptions, XPubSocket, XPubVerbose};
 use dragonwire_interop::libzmq::{Context, Opt};
 use dragonwire_interop::side::{Dragon, Frames, Maker, Side, cancellation, subscription, texts};
+use dragonwire_interop::{until, within};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -225,6 +226,101 @@ async fn it_welcomes_as_libzmqs_does() {
             let shown = |log: &Log| log.iter().map(show).collect::<Vec<_>>();
             assert_eq!(shown(&ours), shown(&theirs), "{peer_type} of {peers:?}");
             assert!(theirs.contains(&("one", texts(&["welcome here"]))), "{theirs:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_several_peers_say_is_told_in_the_order_it_took_effect() {
+    let context = Context::new();
+    let mut xpub = XPubSocket::new();
+    let endpoint = xpub.bind("tcp://127.0.0.1:*").await.unwrap().to_string();
+    let (one, two) = (context.socket(Sub), context.socket(Sub));
+    for (i, sub) in [&one, &two].into_iter().enumerate() {
+        sub.connect(&endpoint).unwrap();
+        until("a peer", || xpub.stats().connections == i as u64 + 1).await;
+    }
+    // the application looks away meanwhile
+    let subscriptions =
+        || xpub.stats().peers.iter().map(|peer| peer.subscriptions).collect::<Vec<_>>();
+    for _ in 0..3 {
+        one.subscribe("x").unwrap();
+        until("one subscribes", || subscriptions() == [1, 0]).await;
+        one.unsubscribe("x").unwrap();
+        until("one cancels", || subscriptions() == [0, 0]).await;
+        two.subscribe("x").unwrap();
+        until("two subscribes", || subscriptions() == [0, 1]).await;
+        two.unsubscribe("x").unwrap();
+        until("two cancels", || subscriptions() == [0, 0]).await;
+    }
+    two.subscribe("x").unwrap();
+    until("two subscribes", || subscriptions() == [0, 1]).await;
+    let mut told = Vec::new();
+    for _ in 0..13 {
+        let message = within("what they said", xpub.recv()).await.unwrap();
+        told.push(message.topic().escape_ascii().to_string());
+    }
+    let (on, off) = ("\\x01x", "\\x00x");
+    assert_eq!(told, [on, off, on, off, on, off, on, off, on, off, on, off, on]);
+}
+
+/// What three peers say by chance, which the seed decides, and what they get then.
+async fn chance(maker: Maker, mode: Mode, peers: Maker, seed: u64) -> Vec<String> {
+    let context = Context::new();
+    let manual = mode == Mode::Manual;
+    let mut xpub = xpub(maker, &context, mode, None);
+    let endpoint = xpub.bind("tcp://127.0.0.1:*").await;
+    let mut log = Log::new();
+    let mut all = ["one", "two", "three"].map(|name| (name, peers.socket(&context, XSub)));
+    for (_, peer) in &all {
+        peer.connect(&endpoint).await;
+        note(&mut log, &mut xpub, peer, manual).await;
+        if mode != Mode::Invert {
+            peer.send(&subscription(if manual { "end" } else { "granted-end" })).await;
+            note(&mut log, &mut xpub, peer, manual).await;
+        }
+    }
+    let mut state = seed;
+    let mut next = |below: u64| {
+        // xorshift: the same numbers on every machine
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below) as usize
+    };
+    let topics = ["a", "ab", "abc", "b", "granted-a", ""];
+    // inverted, an empty one would keep the marker away
+    let topics = if mode == Mode::Invert { &topics[..5] } else { &topics[..] };
+    for _ in 0..60 {
+        let (_, peer) = &all[next(3)];
+        let topic = topics[next(topics.len() as u64)];
+        let message = if next(5) < 3 { subscription(topic) } else { cancellation(topic) };
+        peer.send(&message).await;
+        note(&mut log, &mut xpub, peer, manual).await;
+        if next(6) == 0 {
+            let sent = ["abcd", "b", "c", "granted-ab", "granted-b"];
+            publish(&mut log, &xpub, &mut all, &sent).await;
+        }
+    }
+    log.iter().map(show).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_does_what_libzmqs_does_whatever_peers_say() {
+    for mode in MODES {
+        for peers in Maker::BOTH {
+            for seed in 1..=12 {
+                let theirs = chance(Maker::Libzmq, mode, peers, seed).await;
+                let ours = chance(Maker::Dragonwire, mode, peers, seed).await;
+                let common = ours.iter().zip(&theirs).take_while(|(a, b)| a == b).count();
+                assert!(
+                    ours == theirs,
+                    "{mode:?}, peers of {peers:?}, seed {seed}: after {:?}\nours {:?}\ntheirs {:?}",
+                    &ours[..common],
+                    ours.get(common),
+                    theirs.get(common)
+                );
+            }
         }
     }
 }
