@@ -38,10 +38,17 @@ pub(crate) struct DemoArgs {
     /// Messages that each worker sends a second; 0: as many as it can
     #[arg(long, value_name = "N", default_value_t = 0)]
     rate: u64,
+    /// Exchange messages with real libzmq sockets instead; libzmq is built from source first, so
+    /// this works through `cargo run` only
+    #[arg(long, conflicts_with_all = ["seconds", "rate"])]
+    with_libzmq: bool,
 }
 
 /// Runs the demo; fails when the books do not balance.
 pub(crate) async fn run(args: DemoArgs) -> Result<Ending, Failure> {
+    if args.with_libzmq {
+        return with_libzmq().await;
+    }
     let mut signals = Signals::listen()
         .map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
     let screen = Console::start(Target::Output);
@@ -52,6 +59,27 @@ pub(crate) async fn run(args: DemoArgs) -> Result<Ending, Failure> {
     };
     screen.flush();
     ending
+}
+
+/// Hands over to the one package that may link libzmq, `interop/`.
+async fn with_libzmq() -> Result<Ending, Failure> {
+    const BY_HAND: &str =
+        "cargo run --release --package dragonwire-interop --example demo_with_libzmq";
+    let by_hand =
+        || Failure::new(format!("--with-libzmq needs `cargo run`; in a checkout: {BY_HAND}"));
+    let cargo = std::env::var_os("CARGO").ok_or_else(by_hand)?;
+    let folder = std::env::var_os("CARGO_MANIFEST_DIR").ok_or_else(by_hand)?;
+    let status = tokio::process::Command::new(cargo)
+        .args(BY_HAND.split(' ').skip(1))
+        .current_dir(folder)
+        .kill_on_drop(true)
+        .status()
+        .await
+        .map_err(|error| Failure::new(format!("cannot start cargo: {error}")))?;
+    match status.success() {
+        true => Ok(Ending::Done),
+        false => Err(Failure::new("the exchange with libzmq failed")),
+    }
 }
 
 async fn play(args: &DemoArgs, screen: &Console) -> Result<(), Failure> {
