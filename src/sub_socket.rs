@@ -198,9 +198,8 @@ macro_rules! subscribing_methods {
             /// Waits until every endpoint that is connected to, and every peer that was accepted,
             /// has taken all subscriptions made so far: what is published then is not missed.
             ///
-            /// A peer of ZMTP 3.1 confirms it. libzmq's confirms that it has read them; its
-            /// application applies them within a millisecond or so. Older peers cannot confirm,
-            /// and count as soon as they are connected.
+            /// A peer of ZMTP 3.1 confirms it, libzmq's in two round trips. Older peers cannot
+            /// confirm, and count as soon as they are connected.
             ///
             /// # Errors
             /// [`Error::Closed`].

@@ -219,6 +219,7 @@ impl Hub {
             last_write: None,
             changes: 1,
             sync_sent: 0,
+            sync_again: 0,
             sync_done: 0,
         });
         let closing = peer.closing.is_some();

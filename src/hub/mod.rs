@@ -87,8 +87,10 @@ struct State {
     /// Peers that PUSH and XSUB send to, in order of their arrival, and whose turn it is.
     lanes: Vec<u32>,
     next_lane: usize,
-    /// Peers with chunks to receive, each once.
+    /// Peers with chunks to receive: each once, to be taken from in turn, or, where the application
+    /// must hear everything in the order it happened (XPUB), once for each chunk.
     ring: VecDeque<u32>,
+    in_order: bool,
     /// Scratch space: the peers that the message at hand matches.
     matched: Vec<u32>,
     receiver: Option<Waker>,
@@ -152,10 +154,11 @@ struct Link {
     /// The task stopped reading for want of room.
     paused: bool,
     last_write: Option<Instant>,
-    /// Changes of this side's subscriptions that the peer was told of, and how many of them a sync
-    /// PING went out for, and was answered.
+    /// Changes of this side's subscriptions that the peer was told of; how many of them a sync PING
+    /// went out for, and a second one, and how many are confirmed.
     changes: u64,
     sync_sent: u64,
+    sync_again: u64,
     sync_done: u64,
 }
 
@@ -302,7 +305,7 @@ impl Hub {
             in_hand: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             end_told: AtomicBool::new(false),
-            state: Mutex::default(),
+            state: Mutex::new(State { in_order: kind == SocketType::XPub, ..State::default() }),
         }
     }
 

@@ -41,7 +41,8 @@ impl State {
             let dropped = peer.inbox.conflate();
             peer.inc.dropped.add(DropReason::Conflated, dropped as u64);
         }
-        if !std::mem::replace(&mut peer.listed, true) {
+        let listed = std::mem::replace(&mut peer.listed, true);
+        if self.in_order || !listed {
             self.ring.push_back(index);
         }
         after.wake(self.receiver.take());
@@ -129,7 +130,7 @@ impl Hub {
             peer.inc.delivered += taken.messages as u64;
             peer.listed = !peer.inbox.is_empty();
             let (listed, info) = (peer.listed, peer.info.clone());
-            if listed {
+            if listed && !state.in_order {
                 state.ring.push_back(index);
             }
             let id = state.id(index);

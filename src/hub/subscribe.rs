@@ -128,7 +128,7 @@ impl Hub {
             ready = false;
             if link.sync_sent < link.changes {
                 link.sync_sent = link.changes;
-                let context = link.changes.to_be_bytes();
+                let context = (link.changes * 2).to_be_bytes();
                 command::put_ping(peer.outbox.control(), self.options.heartbeat_ttl, &context);
                 state.nudge(index, &mut after);
             }
@@ -146,16 +146,26 @@ impl Hub {
         poll
     }
 
-    /// A PONG came in; eight octets of context answer a sync PING.
+    /// A PONG came in; eight octets of context answer a sync PING: twice the changes that the peer
+    /// was told of before it, and 1 more in the second round. There are two because libzmq answers a
+    /// PING before its socket has what came in the same read.
     pub(crate) fn pong(&self, id: PeerId, context: Option<u64>) {
-        let Some(changes) = context else { return };
+        let Some(context) = context else { return };
+        let (changes, second) = (context / 2, context % 2 == 1);
         let mut after = After::default();
         let mut state = self.lock();
-        if let Some(link) = state.peer(id).and_then(|peer| peer.link.as_mut())
-            && changes <= link.sync_sent
-        {
+        let Some(peer) = state.peer(id) else { return };
+        let Some(link) = peer.link.as_mut().filter(|link| changes <= link.sync_sent) else {
+            return;
+        };
+        if second && changes <= link.sync_again {
             link.sync_done = link.sync_done.max(changes);
             after.wakers.extend(state.watchers.drain());
+        } else if changes > link.sync_again {
+            link.sync_again = changes;
+            let context = (context + 1).to_be_bytes();
+            command::put_ping(peer.outbox.control(), self.options.heartbeat_ttl, &context);
+            state.nudge(id.index, &mut after);
         }
         drop(state);
         self.finish(after);
