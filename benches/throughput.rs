@@ -109,23 +109,37 @@ impl Plan {
         if theirs.is_empty() {
             println!(" |");
         } else {
+            let lost: u64 = theirs.iter().map(|run| run.lost).sum();
             let (their_rate, their_cpu) = median(&mut theirs);
-            println!(
+            print!(
                 " | {their_rate:>12.0} {their_cpu:>9.3} | {:>6.2} {:>6.2}",
                 rate / their_rate,
                 cpu / their_cpu
+            );
+            println!(
+                "{}",
+                if lost > 0 { format!(" ({lost} lost by libzmq)") } else { String::new() }
             );
         }
     }
 }
 
-/// Messages per second, and CPU seconds of both processes per million messages.
-fn median(results: &mut [(f64, f64)]) -> (f64, f64) {
-    let middle = results.len() / 2;
-    results.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let rate = results[middle].0;
-    results.sort_by(|a, b| a.1.total_cmp(&b.1));
-    (rate, results[middle].1)
+/// One run of two processes.
+struct Run {
+    /// Messages per second.
+    rate: f64,
+    /// CPU seconds of both processes per million messages.
+    cpu: f64,
+    /// libzmq's receiver over ipc now and then does not get all of them.
+    lost: u64,
+}
+
+fn median(runs: &mut [Run]) -> (f64, f64) {
+    let middle = runs.len() / 2;
+    runs.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+    let rate = runs[middle].rate;
+    runs.sort_by(|a, b| a.cpu.total_cmp(&b.cpu));
+    (rate, runs[middle].cpu)
 }
 
 fn build_libzmq_peer() -> PathBuf {
@@ -149,14 +163,7 @@ fn build_libzmq_peer() -> PathBuf {
     found.expect("cargo names the program it has built")
 }
 
-/// One run of two processes: messages per second, CPU seconds per million messages.
-fn measure(
-    mut program: Command,
-    pattern: &str,
-    transport: &str,
-    size: usize,
-    count: usize,
-) -> (f64, f64) {
+fn measure(mut program: Command, pattern: &str, transport: &str, size: usize, count: usize) -> Run {
     let (sender, receiver) = match pattern {
         "push-pull" => ("push", "pull"),
         "pub-sub" => ("pub", "sub"),
@@ -169,6 +176,7 @@ fn measure(
         "ipc" => format!("ipc://{}", folder.join("socket").display()),
         other => panic!("{other}: unknown transport"),
     };
+    let own = program.get_args().next().is_some();
     let fixed: Vec<_> = program.get_args().map(|arg| arg.to_owned()).collect();
     let path = program.get_program().to_owned();
     let mut spawn = |verb: &str, endpoint: &str, role: &str| {
@@ -181,8 +189,11 @@ fn measure(
         if verb == "push" || verb == "pub" {
             program.args(["--size", &size.to_string()]);
         }
-        if verb == "pub" {
-            program.arg("--no-drop");
+        match verb {
+            "pub" => drop(program.arg("--no-drop")),
+            // libzmq's receiver stops waiting for what does not come
+            "pull" | "sub" if !own => drop(program.args(["--idle", "2000"])),
+            _ => {}
         }
         program.stdout(Stdio::piped()).stderr(Stdio::piped());
         program.spawn().expect("the program starts")
@@ -196,9 +207,10 @@ fn measure(
     let (binder, connector) = (result(binder), result(connector));
     std::fs::remove_dir_all(&folder).ok();
     let (send, receive) = if sender == "pub" { (binder, connector) } else { (connector, binder) };
-    assert_eq!(receive.messages, count as u64, "messages were lost");
+    let lost = count as u64 - receive.messages;
+    assert!(!own || lost == 0, "{lost} messages were lost");
     let cpu = (send.cpu_seconds + receive.cpu_seconds) / count as f64 * 1e6;
-    (count as f64 / receive.seconds, cpu)
+    Run { rate: receive.messages as f64 / receive.seconds, cpu, lost }
 }
 
 #[derive(serde::Deserialize)]
@@ -211,8 +223,7 @@ struct Tally {
 fn result(mut child: Child) -> Tally {
     let mut text = String::new();
     child.stdout.take().expect("it is piped").read_to_string(&mut text).unwrap();
-    let status = child.wait().unwrap();
-    assert!(status.success(), "{status}: {text}");
+    child.wait().unwrap();
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 

@@ -186,6 +186,8 @@ impl Options {
     }
 
     fn receive(&self, socket: &Socket) -> libzmq::Result<Tally> {
+        // what a subscriber has left to say at the end is of no interest to a publisher that is gone
+        socket.set(Opt::Linger, 0)?;
         socket.set(Opt::RcvTimeo, i32::try_from(self.idle.as_millis()).unwrap_or(i32::MAX))?;
         let mut frame = Frame::new();
         let mut start = None;
