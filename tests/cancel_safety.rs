@@ -3,14 +3,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod deadline;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
 
+use deadline::{until, within};
 use dragonwire::{
     Event, Message, OnFull, PubSocket, PullSocket, PushSocket, SocketOptions, SubSocket,
     XPubSocket, XSubSocket,
@@ -18,13 +20,6 @@ use dragonwire::{
 use futures::{SinkExt, StreamExt};
 use tokio::net::TcpListener;
 use tokio::task::yield_now;
-use tokio::time::timeout;
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(DEADLINE, future).await.expect("nothing within the deadline")
-}
 
 /// Polls a future at most so many times, with everything else having a turn in between, and drops
 /// it if it is not done then.
@@ -50,16 +45,6 @@ async fn out_of_budget() {
     })
     .await
     {}
-}
-
-/// For what no event tells.
-async fn until(mut holds: impl FnMut() -> bool) {
-    within(async {
-        while !holds() {
-            yield_now().await;
-        }
-    })
-    .await;
 }
 
 fn number(message: &Message) -> u32 {

@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod deadline;
+
 use std::collections::VecDeque;
-use std::future::Future;
 use std::io::ErrorKind;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use deadline::{DEADLINE, event, within};
 use dragonwire::{
     DropReason, Endpoint, Error, Event, Message, Monitor, PubSocket, PullSocket, PushSocket,
     RecvError, SocketOptions, SubSocket, TrySendError, XPubSocket, XSubSocket,
@@ -21,21 +23,6 @@ use tokio::time::timeout;
 
 /// How often the leak tests connect and disconnect.
 const CYCLES: usize = 2000;
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(DEADLINE, future).await.expect("nothing within the deadline")
-}
-
-async fn event(monitor: &mut Monitor, wanted: impl Fn(&Event) -> bool) -> Event {
-    loop {
-        let event = within(monitor.recv()).await.expect("the monitor ended");
-        if wanted(&event) {
-            return event;
-        }
-    }
-}
 
 async fn up(monitor: &mut Monitor) {
     event(monitor, |event| matches!(event, Event::HandshakeSucceeded { .. })).await;

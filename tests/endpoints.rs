@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod deadline;
+
 use std::future::Future;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
@@ -9,26 +11,11 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use deadline::{event, within};
 use dragonwire::{
     DisconnectCause, Endpoint, EndpointError, EndpointFault, EndpointState, Error, Event, Monitor,
     PubSocket, PullSocket, PushSocket, SocketOptions, SubSocket, XSubSocket,
 };
-use tokio::time::timeout;
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(DEADLINE, future).await.expect("nothing within the deadline")
-}
-
-async fn event(monitor: &mut Monitor, wanted: impl Fn(&Event) -> bool) -> Event {
-    loop {
-        let event = within(monitor.recv()).await.expect("the monitor ended");
-        if wanted(&event) {
-            return event;
-        }
-    }
-}
 
 async fn up(monitor: &mut Monitor) {
     event(monitor, |event| matches!(event, Event::HandshakeSucceeded { .. })).await;

@@ -2,34 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod deadline;
+
 use std::collections::HashMap;
-use std::future::Future;
 use std::time::Duration;
 
+use deadline::{until, within};
 use dragonwire::{
     DropReason, Event, Monitor, OnFull, PubSocket, PullSocket, PushSocket, SocketOptions, SubSocket,
 };
 use tokio::task::yield_now;
-use tokio::time::timeout;
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(DEADLINE, future).await.expect("nothing within the deadline")
-}
 
 async fn up(monitor: &mut Monitor) {
     while !matches!(within(monitor.recv()).await, Some(Event::HandshakeSucceeded { .. })) {}
-}
-
-/// For what no event tells.
-async fn until(mut holds: impl FnMut() -> bool) {
-    within(async {
-        while !holds() {
-            yield_now().await;
-        }
-    })
-    .await;
 }
 
 #[tokio::test]

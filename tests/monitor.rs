@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::future::Future;
+mod deadline;
+
 use std::io::ErrorKind;
 use std::time::Duration;
 
+use deadline::{event, within};
 use dragonwire::{
     DisconnectCause, DropReason, Endpoint, EndpointState, Event, Monitor, ProtocolError, PubSocket,
     PullSocket, PushSocket, SocketOptions, SocketType, SubSocket, Version,
@@ -13,25 +15,9 @@ use dragonwire::{
 use futures::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(DEADLINE, future).await.expect("nothing within the deadline")
-}
 
 async fn next(monitor: &mut Monitor) -> Event {
     within(monitor.recv()).await.expect("the monitor ended")
-}
-
-async fn event(monitor: &mut Monitor, wanted: impl Fn(&Event) -> bool) -> Event {
-    loop {
-        let event = next(monitor).await;
-        if wanted(&event) {
-            return event;
-        }
-    }
 }
 
 /// What a peer of this version and type sends first.

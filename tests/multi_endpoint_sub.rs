@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod deadline;
+
 use std::collections::HashSet;
 use std::future::Future;
 use std::pin::pin;
@@ -10,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use deadline::{until, within};
 use dragonwire::{
     DisconnectCause, DropReason, Endpoint, EndpointState, EndpointStates, Error, Event, Message,
     OnFull, PubSocket, RecvError, SocketOptions, SubSocket,
@@ -17,23 +20,6 @@ use dragonwire::{
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::yield_now;
-use tokio::time::timeout;
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(DEADLINE, future).await.expect("nothing within the deadline")
-}
-
-/// For what no event tells.
-async fn until(mut holds: impl FnMut() -> bool) {
-    within(async {
-        while !holds() {
-            yield_now().await;
-        }
-    })
-    .await;
-}
 
 fn quick() -> SocketOptions {
     SocketOptions::new().reconnect_interval(Duration::from_millis(5))

@@ -2,33 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod deadline;
+
 use std::collections::BTreeSet;
-use std::future::Future;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
+use deadline::{event, within};
 use dragonwire::{
     DisconnectCause, Endpoint, EndpointState, Event, Monitor, ProtocolError, PubSocket, PullSocket,
     PushSocket, SocketOptions, SubSocket,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(DEADLINE, future).await.expect("nothing within the deadline")
-}
-
-async fn event(monitor: &mut Monitor, wanted: impl Fn(&Event) -> bool) -> Event {
-    loop {
-        let event = within(monitor.recv()).await.expect("the monitor ended");
-        if wanted(&event) {
-            return event;
-        }
-    }
-}
 
 async fn retry(monitor: &mut Monitor) -> (DisconnectCause, u32, Duration) {
     match event(monitor, |event| matches!(event, Event::Retry { .. })).await {

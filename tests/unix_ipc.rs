@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod deadline;
+
 use std::fs;
-use std::future::Future;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,26 +13,10 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use deadline::{event, within};
 use dragonwire::{
-    Credentials, DisconnectCause, Endpoint, Error, Event, Monitor, PullSocket, PushSocket,
-    SocketOptions,
+    Credentials, DisconnectCause, Endpoint, Error, Event, PullSocket, PushSocket, SocketOptions,
 };
-use tokio::time::timeout;
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(DEADLINE, future).await.expect("nothing within the deadline")
-}
-
-async fn event(monitor: &mut Monitor, wanted: impl Fn(&Event) -> bool) -> Event {
-    loop {
-        let event = within(monitor.recv()).await.expect("the monitor ended");
-        if wanted(&event) {
-            return event;
-        }
-    }
-}
 
 /// A folder of one test, removed with all that is in it.
 struct Folder(PathBuf);

@@ -2,32 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::future::Future;
-use std::time::Duration;
+mod deadline;
 
+use deadline::{event, within};
 use dragonwire::{
-    DropReason, Endpoint, Error, Event, Message, Monitor, OnFull, PubSocket, SocketOptions,
-    SubSocket, TrySendError, XPubSocket, XPubVerbose, XSubSocket,
+    DropReason, Endpoint, Error, Event, Message, OnFull, PubSocket, SocketOptions, SubSocket,
+    TrySendError, XPubSocket, XPubVerbose, XSubSocket,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::yield_now;
-use tokio::time::timeout;
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(DEADLINE, future).await.expect("nothing within the deadline")
-}
-
-async fn event(monitor: &mut Monitor, wanted: impl Fn(&Event) -> bool) -> Event {
-    loop {
-        let event = within(monitor.recv()).await.expect("the monitor ended");
-        if wanted(&event) {
-            return event;
-        }
-    }
-}
 
 fn on(topic: &str) -> Message {
     [&[1], topic.as_bytes()].concat().into()

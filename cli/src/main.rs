@@ -1,5 +1,10 @@
 //! The `dragonwire` command: one process, one socket, messages as lines.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+
 mod args;
 mod console;
 mod demo;
