@@ -120,8 +120,8 @@ impl Supervisor {
         let (greeter, session) = match greeted {
             Ok(greeted) => greeted,
             Err(cause) => {
-                self.hub().count_failed_handshake();
-                return self.hub().emit(&Event::HandshakeFailed { peer, cause });
+                self.fail_handshake(peer, &cause);
+                return;
             }
         };
         info.session = Some(session);
@@ -206,7 +206,8 @@ impl Supervisor {
                     let greeted = tokio::select! {
                         biased;
                         () = &mut given_up => {
-                            self.fail_handshake(peer_info, DisconnectCause::Local)
+                            self.fail_handshake(peer_info, &DisconnectCause::Local);
+                            Err(DisconnectCause::Local)
                         }
                         greeted = self.greet(stream, info, entry).instrument(span.clone()) => greeted,
                     };
@@ -293,18 +294,16 @@ impl Supervisor {
                 info.session = Some(session);
                 Ok((greeter, Arc::new(info)))
             }
-            Err(cause) => self.fail_handshake(peer, cause),
+            Err(cause) => {
+                self.fail_handshake(peer, &cause);
+                Err(cause)
+            }
         }
     }
 
-    fn fail_handshake<T>(
-        &self,
-        peer: Arc<PeerInfo>,
-        cause: DisconnectCause,
-    ) -> Result<T, DisconnectCause> {
+    fn fail_handshake(&self, peer: Arc<PeerInfo>, cause: &DisconnectCause) {
         self.hub().count_failed_handshake();
         self.hub().emit(&Event::HandshakeFailed { peer, cause: cause.clone() });
-        Err(cause)
     }
 }
 
