@@ -305,7 +305,7 @@ impl Peer {
         let payload = bytes::Bytes::from(vec![7; self.size]);
         let start = Instant::now();
         for _ in 0..self.count {
-            push.send(payload.clone()).await.unwrap();
+            push.send_frames(&[&payload]).await.unwrap();
         }
         assert_eq!(push.close().await.discarded, 0);
         (self.count, start.elapsed().as_secs_f64())

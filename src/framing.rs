@@ -109,6 +109,18 @@ pub(crate) fn put_header(out: &mut Vec<u8>, len: usize, more: bool) {
     }
 }
 
+/// Writes a message frame in the new framing, whose body has the short form, to the front of `out`,
+/// which must have room; returns what is behind it.
+pub(crate) fn write_small<'a>(out: &'a mut [u8], body: &[u8], more: bool) -> &'a mut [u8] {
+    debug_assert!(body.len() <= SHORT_MAX && body.len() + 2 <= out.len(), "as is said above");
+    let (frame, rest) = out.split_at_mut(body.len() + 2);
+    if let [flags, len, space @ ..] = frame {
+        (*flags, *len) = (u8::from(more), body.len() as u8);
+        space.copy_from_slice(body);
+    }
+    rest
+}
+
 /// Appends the header of a message frame in the framing of ZMTP 1.0.
 pub(crate) fn put_old_header(out: &mut Vec<u8>, len: usize, more: bool) {
     let counted = len as u64 + 1;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::{Buf, Bytes};
 
 use crate::framing::{Framing, Room, split_any_frame};
-use crate::message::Message;
+use crate::message::{Message, SMALL};
 
 /// Whole messages, one after the other, in the peer's framing; commands may stand in between.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,8 +55,30 @@ impl Chunk {
         }
     }
 
+    /// The first message if it is small, and how many octets it has; it is not alone, so that more
+    /// octets than its own can be copied. See [`skip_few`](Self::skip_few).
+    #[inline(always)]
+    pub(crate) fn few(&self) -> Option<(&[u8; SMALL], usize)> {
+        if self.messages == 0 {
+            return None;
+        }
+        let wire = self.bytes.first_chunk()?;
+        let (end, canonical) = self.first_end()?;
+        if end <= SMALL && canonical { Some((wire, end)) } else { None }
+    }
+
+    /// Drops the first message, of so many octets, which was copied.
+    #[inline(always)]
+    pub(crate) fn skip_few(&mut self, octets: usize) {
+        self.messages -= 1;
+        if self.messages == 0 {
+            self.bytes = Bytes::new();
+        } else {
+            self.bytes.advance(octets);
+        }
+    }
+
     /// Takes the first message.
-    #[inline]
     pub(crate) fn next_message(&mut self) -> Option<Message> {
         if self.messages == 0 {
             return None;

@@ -71,6 +71,7 @@ compile_error!("dragonwire is for Linux");
 #[doc(hidden)]
 pub mod bench;
 mod blocks;
+mod budget;
 mod command;
 mod connection;
 mod endpoint;

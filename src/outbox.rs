@@ -10,8 +10,8 @@ use std::io::IoSlice;
 
 use bytes::Bytes;
 
-use crate::framing::{Framing, header_size, parse_header, put_any_header};
-use crate::message::Message;
+use crate::framing::{Framing, header_size, parse_header, put_any_header, put_header};
+use crate::message::{Encoded, Message};
 use crate::stats::DropReason;
 
 /// A message, or the frames of one that the caller holds as slices.
@@ -23,12 +23,14 @@ pub(crate) enum Payload<'a> {
 
 impl Payload<'_> {
     /// Octets on the wire in the new framing.
+    #[inline]
     pub(crate) fn wire_size(&self) -> usize {
         let frame = |len: usize| header_size(len) + len;
         match self {
-            Payload::Message(message) => match message.as_wire() {
-                Some(wire) => wire.len(),
-                None => message.parts().map(|(part, _)| frame(part.len())).sum(),
+            Payload::Message(message) => match message.encoded() {
+                Encoded::Wire(wire) => wire.len(),
+                Encoded::Shared(wire) => wire.len(),
+                Encoded::Parts => message.parts().map(|(part, _)| frame(part.len())).sum(),
             },
             Payload::Slices(slices) => slices.iter().map(|slice| frame(slice.len())).sum(),
         }
@@ -38,6 +40,30 @@ impl Payload<'_> {
         match self {
             Payload::Message(message) => message.topic(),
             Payload::Slices(slices) => slices.first().copied().unwrap_or_default(),
+        }
+    }
+
+    /// Appends the frames in the new framing.
+    #[inline]
+    fn pack(&self, out: &mut Vec<u8>) {
+        match self {
+            Payload::Message(message) => match message.encoded() {
+                Encoded::Wire(wire) => out.extend_from_slice(wire),
+                Encoded::Shared(wire) => out.extend_from_slice(wire),
+                Encoded::Parts => {
+                    for (part, more) in message.parts() {
+                        put_header(out, part.len(), more);
+                        out.extend_from_slice(part);
+                    }
+                }
+            },
+            Payload::Slices(slices) => {
+                let mut slices = slices.iter();
+                while let Some(slice) = slices.next() {
+                    put_header(out, slice.len(), !slices.as_slice().is_empty());
+                    out.extend_from_slice(slice);
+                }
+            }
         }
     }
 }
@@ -221,9 +247,28 @@ impl Outbox {
         self.bytes >= BATCH
     }
 
-    /// Queues a message, whether or not there is room.
+    /// Queues a message of so many octets on the wire, whether or not there is room.
     #[inline]
-    pub(crate) fn push(&mut self, payload: Payload<'_>, pool: &mut Pool) {
+    pub(crate) fn push(&mut self, payload: Payload<'_>, size: usize, pool: &mut Pool) {
+        // a small message goes where the one before it went
+        if size < SHARE
+            && self.framing == Framing::New
+            && let Some(segment) = self.segments.back_mut()
+            && let Segment { data: Data::Packed(packed), sealed: false, .. } = segment
+            && packed.len() < BATCH
+        {
+            packed.reserve(size);
+            payload.pack(packed);
+            segment.messages += 1;
+            self.messages += 1;
+            self.bytes += size;
+        } else {
+            self.push_any(payload, pool);
+        }
+    }
+
+    /// The same for whatever message.
+    fn push_any(&mut self, payload: Payload<'_>, pool: &mut Pool) {
         let before = self.segments.len();
         let tail = self.segments.back().map_or(0, |segment| segment.bytes().len());
         let size = self.encode(payload, pool);
@@ -244,7 +289,6 @@ impl Outbox {
     }
 
     /// Appends the frames; returns their octets.
-    #[inline]
     fn encode(&mut self, payload: Payload<'_>, pool: &mut Pool) -> usize {
         let framing = self.framing;
         match payload {
@@ -257,16 +301,20 @@ impl Outbox {
                 }
                 packed.len() - start
             }
-            Payload::Message(message) => match message.as_wire() {
-                Some(wire) if framing == Framing::New => {
+            Payload::Message(message) => match message.encoded() {
+                Encoded::Wire(wire) if framing == Framing::New => {
+                    self.open(pool).extend_from_slice(wire);
+                    wire.len()
+                }
+                Encoded::Shared(wire) if framing == Framing::New => {
                     self.append(wire, pool);
                     wire.len()
                 }
-                Some(_) => {
+                Encoded::Wire(_) | Encoded::Shared(_) => {
                     let plain = Message::from_frames(message.clone().into_frames());
                     self.encode(Payload::Message(&plain), pool)
                 }
-                None => message
+                Encoded::Parts => message
                     .parts()
                     .map(|(part, more)| {
                         let packed = self.open(pool);
@@ -281,7 +329,6 @@ impl Outbox {
         }
     }
 
-    #[inline]
     fn append(&mut self, bytes: &Bytes, pool: &mut Pool) {
         if bytes.len() < SHARE {
             self.open(pool).extend_from_slice(bytes);
@@ -291,7 +338,6 @@ impl Outbox {
     }
 
     /// The buffer that small frames go to.
-    #[inline]
     fn open(&mut self, pool: &mut Pool) -> &mut Vec<u8> {
         let fits = self.segments.back().is_some_and(|segment| match &segment.data {
             Data::Packed(packed) => packed.len() < BATCH && !segment.sealed,
@@ -409,7 +455,7 @@ impl Outbox {
                 if end <= old.written {
                     sent += 1;
                 } else {
-                    self.push(Payload::Message(&Message::from_frames(frames)), pool);
+                    self.push_any(Payload::Message(&Message::from_frames(frames)), pool);
                 }
             }
             offset = end;
@@ -511,6 +557,10 @@ mod tests {
 
     use super::*;
 
+    fn queue(outbox: &mut Outbox, payload: Payload<'_>, pool: &mut Pool) {
+        outbox.push(payload, payload.wire_size(), pool);
+    }
+
     fn octets(flight: &Flight) -> Vec<u8> {
         let mut slices = [IoSlice::new(&[]); 64];
         let count = flight.io_slices(&mut slices);
@@ -524,7 +574,7 @@ mod tests {
         let message = Message::from("x");
         for _ in 0..2 {
             assert_eq!(outbox.room_for(3), Ok(()));
-            outbox.push(Payload::Message(&message), pool);
+            queue(&mut outbox, Payload::Message(&message), pool);
         }
         assert_eq!(outbox.room_for(3), Err(DropReason::PeerHwmMessages));
         let mut flight = outbox.take(1).unwrap();
@@ -540,7 +590,7 @@ mod tests {
 
         let mut outbox = Outbox::new(0, 10);
         assert_eq!(outbox.room_for(100), Ok(()), "an empty queue takes any size");
-        outbox.push(Payload::Message(&message), pool);
+        queue(&mut outbox, Payload::Message(&message), pool);
         assert_eq!(outbox.room_for(7), Ok(()));
         assert_eq!(outbox.room_for(8), Err(DropReason::PeerHwmBytes));
     }
@@ -549,7 +599,7 @@ mod tests {
     fn commands_go_first_but_not_into_a_message() {
         let pool = &mut Pool::default();
         let mut outbox = Outbox::new(0, 0);
-        outbox.push(Payload::Slices(&[b"a"]), pool);
+        queue(&mut outbox, Payload::Slices(&[b"a"]), pool);
         outbox.control().extend_from_slice(b"\x04\x01\0");
         let mut flight = outbox.take(1000).unwrap();
         assert_eq!(octets(&flight), b"\x04\x01\0\0\x01a");
@@ -567,7 +617,7 @@ mod tests {
     fn commands_that_the_kernel_did_not_take_go_before_later_ones() {
         let pool = &mut Pool::default();
         let mut outbox = Outbox::new(0, 0);
-        outbox.push(Payload::Slices(&[b"a"]), pool);
+        queue(&mut outbox, Payload::Slices(&[b"a"]), pool);
         outbox.control().extend_from_slice(b"\x04\x02\x01S");
         let flight = outbox.take(1000).unwrap();
         outbox.control().extend_from_slice(b"\x04\x02\x01C");
@@ -585,18 +635,18 @@ mod tests {
     fn conflating_keeps_what_the_kernel_has_in_part() {
         let pool = &mut Pool::default();
         let mut outbox = Outbox::new(0, 0);
-        outbox.push(Payload::Slices(&[b"a"]), pool);
+        queue(&mut outbox, Payload::Slices(&[b"a"]), pool);
         assert_eq!(outbox.conflate(), 1);
-        outbox.push(Payload::Slices(&[b"b"]), pool);
+        queue(&mut outbox, Payload::Slices(&[b"b"]), pool);
         let mut flight = outbox.take(1000).unwrap();
         flight.advance(1);
         assert_eq!(outbox.conflate(), 0, "in flight");
         outbox.settle(flight, pool);
         assert_eq!(outbox.conflate(), 0, "half-sent");
         assert_eq!(outbox.messages(), 1);
-        outbox.push(Payload::Slices(&[b"c"]), pool);
+        queue(&mut outbox, Payload::Slices(&[b"c"]), pool);
         assert_eq!(outbox.conflate(), 1, "behind the half-sent one");
-        outbox.push(Payload::Slices(&[b"d"]), pool);
+        queue(&mut outbox, Payload::Slices(&[b"d"]), pool);
         assert_eq!(octets(&outbox.take(1000).unwrap()), b"\x01b\0\x01d");
     }
 
@@ -637,9 +687,9 @@ mod tests {
                             lens.iter().map(|len| vec![pushed as u8; *len]).collect();
                         if slices {
                             let slices: Vec<_> = frames.iter().map(|f| &f[..]).collect();
-                            outbox.push(Payload::Slices(&slices), pool);
+                            queue(&mut outbox, Payload::Slices(&slices), pool);
                         } else {
-                            outbox.push(Payload::Message(&Message::from_frames(frames.clone())), pool);
+                            queue(&mut outbox, Payload::Message(&Message::from_frames(frames.clone())), pool);
                         }
                         expected.push_back(frames);
                     }

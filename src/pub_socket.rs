@@ -89,7 +89,8 @@ macro_rules! publishing_methods {
                 let message = message.into();
                 let hub = self.socket.hub();
                 let payload = Payload::Message(&message);
-                match send_when_room(hub, || hub.publish(payload)).await {
+                let size = payload.wire_size();
+                match send_when_room(hub, size, || hub.publish(payload)).await {
                     Ok(delivery) => Ok(delivery),
                     Err(_) => Err(SendError(message)),
                 }
@@ -121,7 +122,9 @@ macro_rules! publishing_methods {
             pub async fn send_frames(&self, frames: &[&[u8]]) -> Result<Delivery, Error> {
                 let hub = self.socket.hub();
                 let frames = if frames.is_empty() { &[&[][..]] } else { frames };
-                let sent = send_when_room(hub, || hub.publish(Payload::Slices(frames))).await;
+                let payload = Payload::Slices(frames);
+                let size = payload.wire_size();
+                let sent = send_when_room(hub, size, || hub.publish(payload)).await;
                 sent.map_err(|_| Error::Closed)
             }
 
@@ -152,7 +155,8 @@ macro_rules! publishing_methods {
                 let mut sum = Delivery::default();
                 while let Some(message) = messages.front() {
                     let payload = Payload::Message(message);
-                    let sent = send_when_room(hub, || hub.publish(payload)).await;
+                    let size = payload.wire_size();
+                    let sent = send_when_room(hub, size, || hub.publish(payload)).await;
                     sum += sent.map_err(|_| Error::Closed)?;
                     messages.pop_front();
                 }

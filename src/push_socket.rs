@@ -64,7 +64,8 @@ impl PushSocket {
     pub async fn send(&self, message: impl Into<Message>) -> Result<(), SendError> {
         let message = message.into();
         let hub = self.socket.hub();
-        match send_when_room(hub, || push(hub, &message)).await {
+        let payload = Payload::Message(&message);
+        match send_when_room(hub, payload.wire_size(), || hub.push(payload)).await {
             Ok(()) => Ok(()),
             Err(_) => Err(SendError(message)),
         }
@@ -80,7 +81,8 @@ impl PushSocket {
     pub async fn send_frames(&self, frames: &[&[u8]]) -> Result<(), Error> {
         let hub = self.socket.hub();
         let frames = if frames.is_empty() { &[&[][..]] } else { frames };
-        let sent = send_when_room(hub, || hub.push(Payload::Slices(frames))).await;
+        let payload = Payload::Slices(frames);
+        let sent = send_when_room(hub, payload.wire_size(), || hub.push(payload)).await;
         sent.map_err(|_| Error::Closed)
     }
 
@@ -103,7 +105,8 @@ impl PushSocket {
     pub async fn send_many(&self, messages: &mut VecDeque<Message>) -> Result<(), Error> {
         let hub = self.socket.hub();
         while let Some(message) = messages.front() {
-            let sent = send_when_room(hub, || push(hub, message)).await;
+            let payload = Payload::Message(message);
+            let sent = send_when_room(hub, payload.wire_size(), || hub.push(payload)).await;
             sent.map_err(|_| Error::Closed)?;
             messages.pop_front();
         }

@@ -3,10 +3,9 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use tokio::task::consume_budget;
-
+use crate::budget;
 use crate::error::RecvError;
 use crate::hub::{Hub, Taken};
 use crate::message::Message;
@@ -29,11 +28,15 @@ impl Receiver {
         Self { hub, taken: Taken::nothing(), changes: 0, filters }
     }
 
-    #[inline]
+    /// The next message of the run in hand.
     fn in_hand(&mut self) -> Option<Message> {
+        if self.hub.is_closing() {
+            return None;
+        }
         loop {
             let message = self.taken.chunk.next_message()?;
             self.hub.note_in_hand(self.taken.chunk.messages);
+            // the subscriptions may have changed since the run was taken
             if self.filters
                 && self.hub.filter_changes() != self.changes
                 && !self.hub.still_wanted(&self.taken, message.topic())
@@ -44,39 +47,66 @@ impl Receiver {
         }
     }
 
+    #[inline]
     pub(crate) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, RecvError>> {
-        self.poll(Some(cx))
+        ready!(budget::poll_proceed(cx));
+        // received octets are not copied
+        budget::spend(0);
+        // in one piece, so that what is copied out of the read buffer is copied once
+        if !self.is_disturbed()
+            && let Some((wire, octets)) = self.taken.chunk.few()
+        {
+            let received = Poll::Ready(Ok(Message::from_few(wire, octets)));
+            self.taken.chunk.skip_few(octets);
+            self.hub.note_in_hand(self.taken.chunk.messages);
+            return received;
+        }
+        self.poll_next(cx)
     }
 
-    fn poll(&mut self, mut cx: Option<&mut Context<'_>>) -> Poll<Result<Message, RecvError>> {
+    /// Whether the run in hand is not simply to be handed out.
+    #[inline]
+    fn is_disturbed(&self) -> bool {
+        self.hub.is_closing() || self.filters && self.hub.filter_changes() != self.changes
+    }
+
+    /// The next message, of whatever kind.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, RecvError>> {
         loop {
-            if self.hub.is_closing() {
-                self.hub.discard(&mut self.taken);
-                return Poll::Ready(Err(RecvError::Closed));
-            }
             if let Some(message) = self.in_hand() {
                 return Poll::Ready(Ok(message));
             }
-            self.changes = self.hub.filter_changes();
-            match self.hub.poll_take(&mut self.taken, cx.as_deref_mut()) {
-                Poll::Ready(Ok(taken)) => self.taken = taken,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
-            }
+            ready!(self.poll_take(Some(cx)))?;
         }
     }
 
+    #[inline]
     pub(crate) async fn recv(&mut self) -> Result<Message, RecvError> {
-        consume_budget().await;
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
     pub(crate) fn try_recv(&mut self) -> Result<Message, RecvError> {
-        match self.poll(None) {
-            Poll::Ready(result) => result,
-            // not without a context to wake
-            Poll::Pending => Err(RecvError::Empty),
+        loop {
+            if let Some(message) = self.in_hand() {
+                return Ok(message);
+            }
+            match self.poll_take(None) {
+                Poll::Ready(taken) => taken?,
+                // not without a context to wake
+                Poll::Pending => return Err(RecvError::Empty),
+            }
         }
+    }
+
+    /// Takes the next run of messages, when none is in hand or the socket is closed.
+    fn poll_take(&mut self, cx: Option<&mut Context<'_>>) -> Poll<Result<(), RecvError>> {
+        if self.hub.is_closing() {
+            self.hub.discard(&mut self.taken);
+            return Poll::Ready(Err(RecvError::Closed));
+        }
+        self.changes = self.hub.filter_changes();
+        self.taken = ready!(self.hub.poll_take(&mut self.taken, cx))?;
+        Poll::Ready(Ok(()))
     }
 
     pub(crate) async fn recv_many(

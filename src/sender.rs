@@ -4,19 +4,21 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::task::consume_budget;
-
+use crate::budget;
 use crate::error::{SendError, TrySendError};
 use crate::hub::{Hub, Refused, WaitFor, Waiting};
 use crate::message::Message;
 
 /// Tries until it is accepted or the socket is closed. Nothing is awaited after acceptance.
+/// `size` is the message's, in octets.
+#[inline]
 pub(crate) async fn send_when_room<T>(
     hub: &Arc<Hub>,
+    size: usize,
     mut attempt: impl FnMut() -> Result<T, Refused>,
 ) -> Result<T, Refused> {
-    // lets the connection tasks run when a task does nothing but send
-    consume_budget().await;
+    budget::proceed().await;
+    budget::spend(size);
     match attempt() {
         Err(Refused::Full) => {}
         done => return done,

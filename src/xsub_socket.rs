@@ -15,6 +15,7 @@ use crate::hub::{Form, Hub, Refused, WaitFor};
 use crate::message::Message;
 use crate::monitor::Monitor;
 use crate::options::SocketOptions;
+use crate::outbox::Payload;
 use crate::peer::ConnectionId;
 use crate::receiver::{Receiver, receiving_methods};
 use crate::sender::{Held, send_when_room, sink, try_error};
@@ -87,7 +88,8 @@ macro_rules! upstream_methods {
             pub async fn send(&self, message: impl Into<Message>) -> Result<(), SendError> {
                 let message = message.into();
                 let hub = self.socket.hub();
-                match send_when_room(hub, || send_upstream(hub, &message)).await {
+                let size = Payload::Message(&message).wire_size();
+                match send_when_room(hub, size, || send_upstream(hub, &message)).await {
                     Ok(()) => Ok(()),
                     Err(_) => Err(SendError(message)),
                 }

@@ -25,7 +25,7 @@ const LAYERS: &[&[&str]] = &[
     &["hub"],
     &["session"],
     // the line: from here on tokio
-    &["blocks", "tcp", "unix_ipc", "transport"],
+    &["blocks", "budget", "tcp", "unix_ipc", "transport"],
     &["connection"],
     &["endpoints", "supervise"],
     &["socket", "sender", "receiver"],

@@ -239,7 +239,8 @@ impl Hub {
                     let State { peers, pool, .. } = &mut *state;
                     let slot = peers.get_mut(id.index as usize);
                     if let Some(peer) = slot.and_then(|slot| slot.peer.as_deref_mut()) {
-                        peer.outbox.push(Payload::Message(welcome), pool);
+                        let welcome = Payload::Message(welcome);
+                        peer.outbox.push(welcome, welcome.wire_size(), pool);
                         peer.out.accepted += 1;
                     }
                 }

@@ -1,7 +1,7 @@
 //! What senders do to the hub: PUB and XPUB to all that match, PUSH to the next with room, XSUB to
 //! all.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::task::Context;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use super::{After, Form, Hub, PeerId, State, Waiting, Wire};
 use crate::command::Subscription;
 use crate::message::Message;
 use crate::options::OnFull;
-use crate::outbox::{Flight, Payload};
+use crate::outbox::{BATCH, Flight, Payload};
 use crate::stats::DropReason;
 
 /// What happened to a message that PUB or XPUB accepted.
@@ -51,17 +51,38 @@ struct Launch {
 }
 
 impl State {
-    /// Queues a message for a peer that has room.
+    /// Queues a message for a peer that has room and is about to be written to anyway, which is the
+    /// usual case: there is nothing else to do then. `false`: it was not queued.
     #[inline]
+    fn queue(&mut self, index: u32, payload: Payload<'_>, size: usize) -> bool {
+        let Some(slot) = self.peers.get_mut(index as usize) else { return false };
+        let Some(peer) = slot.peer.as_deref_mut() else { return false };
+        let Some(link) = &peer.link else { return false };
+        let flying = peer.outbox.is_flying() || link.blocked;
+        if peer.outbox.room_for(size).is_err()
+            || !(flying || link.scheduled && peer.outbox.bytes() + size < BATCH)
+        {
+            return false;
+        }
+        peer.outbox.push(payload, size, &mut self.pool);
+        peer.out.accepted += 1;
+        true
+    }
+
+    /// Queues a message for a peer that has room.
     fn accept(&mut self, index: u32, payload: Payload<'_>, conflate: bool, after: &mut After) {
         let Some(slot) = self.peers.get_mut(index as usize) else { return };
         let Some(peer) = slot.peer.as_deref_mut() else { return };
         let replaced = if conflate { peer.outbox.conflate() } else { 0 };
-        peer.outbox.push(payload, &mut self.pool);
+        peer.outbox.push(payload, payload.wire_size(), &mut self.pool);
         peer.out.accepted += 1;
         if replaced > 0 {
             self.drop_outgoing(index, DropReason::Conflated, replaced, after);
         }
+    }
+
+    fn lane_after(&self, lane: usize) -> usize {
+        if lane + 1 < self.lanes.len() { lane + 1 } else { 0 }
     }
 
     /// A message that a peer has no room for.
@@ -80,7 +101,6 @@ impl State {
 
     /// Sees to it that somebody writes what was queued: the caller, if it gets a launch. A `lone`
     /// message is worth a system call of its own when the peer has been quiet.
-    #[inline]
     fn kick(&mut self, index: u32, lone: bool, after: &mut After) -> Option<Launch> {
         let peer = self.at(index)?;
         let batch = peer.outbox.has_batch();
@@ -156,6 +176,10 @@ impl Hub {
         let lone = matched.len() <= LONE;
         let mut full = Vec::new();
         for &index in &matched {
+            if !conflate && state.queue(index, payload, size) {
+                delivery.queued += 1;
+                continue;
+            }
             let Some(peer) = state.at(index) else { continue };
             let room = if conflate { Ok(()) } else { peer.outbox.room_for(size) };
             match room.map_err(|reason| (reason, state.launch(index))) {
@@ -237,12 +261,32 @@ impl Hub {
     }
 
     /// PUSH: a message for the next peer that has room.
+    #[inline]
     pub(crate) fn push(&self, payload: Payload<'_>) -> Result<(), Refused> {
         let size = payload.wire_size();
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.closing.is_none()
+            && !self.options.conflate
+            && let Some(&index) = state.lanes.get(state.next_lane)
+            && state.queue(index, payload, size)
+        {
+            state.next_lane = state.lane_after(state.next_lane);
+            return Ok(());
+        }
+        self.push_any(guard, payload, size)
+    }
+
+    /// The same in whatever state the peers are.
+    fn push_any<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        payload: Payload<'_>,
+        size: usize,
+    ) -> Result<(), Refused> {
         let conflate = self.options.conflate;
         let mut after = After::default();
         let mut launches = Vec::new();
-        let mut state = self.lock();
         let pushed = loop {
             if state.closing.is_some() {
                 break Err(Refused::Closed);
@@ -268,7 +312,7 @@ impl Hub {
             }
             if let Some((lane, index)) = chosen {
                 state.accept(index, payload, conflate, &mut after);
-                state.next_lane = if lane + 1 < lanes { lane + 1 } else { 0 };
+                state.next_lane = state.lane_after(lane);
                 launches.extend(state.kick(index, true, &mut after));
                 break Ok(());
             }
@@ -356,7 +400,7 @@ fn make_room(state: &mut State, size: usize, launches: &mut Vec<Launch>) -> bool
 }
 
 /// Octets that a sender writes at once: two batches, so that it is soon back.
-const FLIGHT: usize = 2 * crate::outbox::BATCH;
+const FLIGHT: usize = 2 * BATCH;
 
 /// A message to so few peers may be written by its sender right away.
 const LONE: usize = 4;
