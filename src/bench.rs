@@ -65,8 +65,8 @@ impl Sending {
     pub fn send(&self, frames: &[&[u8]]) {
         let payload = Payload::Slices(frames);
         let sent = match self.publish {
-            true => self.hub.publish(payload).map(drop),
-            false => self.hub.push(payload),
+            true => self.hub.publish(&payload).map(drop),
+            false => self.hub.push(&payload),
         };
         debug_assert!(sent.is_ok(), "the kernel takes everything");
     }

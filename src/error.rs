@@ -16,6 +16,8 @@ use crate::socket_type::SocketType;
 /// What a socket's methods can fail with, apart from sending and receiving.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
+// with a discriminant a word wide, as in `hub::Refused`
+#[repr(u64)]
 pub enum Error {
     /// The endpoint's text is not one.
     #[error(transparent)]
@@ -300,6 +302,8 @@ impl TrySendError {
 /// Why `recv` and `try_recv` gave no message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
+// a word wide, as in `hub::Refused`
+#[repr(u64)]
 pub enum RecvError {
     /// Only from `try_recv`: nothing is there now.
     #[error("no message is there")]

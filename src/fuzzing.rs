@@ -401,8 +401,8 @@ impl Talk<'_> {
     fn send(&mut self) -> u64 {
         let payload = Payload::Slices(&[b"A1", b"x"]);
         let accepted = match self.kind {
-            SocketType::Pub | SocketType::XPub => self.hub.publish(payload).is_ok(),
-            SocketType::Push => self.hub.push(payload).is_ok(),
+            SocketType::Pub | SocketType::XPub => self.hub.publish(&payload).is_ok(),
+            SocketType::Push => self.hub.push(&payload).is_ok(),
             SocketType::XSub => self.hub.send_upstream(&["A1", "x"].into()).is_ok(),
             _ => false,
         };

@@ -249,7 +249,7 @@ impl Outbox {
 
     /// Queues a message of so many octets on the wire, whether or not there is room.
     #[inline]
-    pub(crate) fn push(&mut self, payload: Payload<'_>, size: usize, pool: &mut Pool) {
+    pub(crate) fn push(&mut self, payload: &Payload<'_>, size: usize, pool: &mut Pool) {
         // a small message goes where the one before it went
         if size < SHARE
             && self.framing == Framing::New
@@ -268,7 +268,7 @@ impl Outbox {
     }
 
     /// The same for whatever message.
-    fn push_any(&mut self, payload: Payload<'_>, pool: &mut Pool) {
+    fn push_any(&mut self, payload: &Payload<'_>, pool: &mut Pool) {
         let before = self.segments.len();
         let tail = self.segments.back().map_or(0, |segment| segment.bytes().len());
         let size = self.encode(payload, pool);
@@ -289,7 +289,7 @@ impl Outbox {
     }
 
     /// Appends the frames; returns their octets.
-    fn encode(&mut self, payload: Payload<'_>, pool: &mut Pool) -> usize {
+    fn encode(&mut self, payload: &Payload<'_>, pool: &mut Pool) -> usize {
         let framing = self.framing;
         match payload {
             Payload::Slices(slices) => {
@@ -311,8 +311,8 @@ impl Outbox {
                     wire.len()
                 }
                 Encoded::Wire(_) | Encoded::Shared(_) => {
-                    let plain = Message::from_frames(message.clone().into_frames());
-                    self.encode(Payload::Message(&plain), pool)
+                    let plain = Message::from_frames(Message::clone(message).into_frames());
+                    self.encode(&Payload::Message(&plain), pool)
                 }
                 Encoded::Parts => message
                     .parts()
@@ -455,7 +455,7 @@ impl Outbox {
                 if end <= old.written {
                     sent += 1;
                 } else {
-                    self.push_any(Payload::Message(&Message::from_frames(frames)), pool);
+                    self.push_any(&Payload::Message(&Message::from_frames(frames)), pool);
                 }
             }
             offset = end;
@@ -558,7 +558,7 @@ mod tests {
     use super::*;
 
     fn queue(outbox: &mut Outbox, payload: Payload<'_>, pool: &mut Pool) {
-        outbox.push(payload, payload.wire_size(), pool);
+        outbox.push(&payload, payload.wire_size(), pool);
     }
 
     fn octets(flight: &Flight) -> Vec<u8> {

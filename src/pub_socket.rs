@@ -68,7 +68,7 @@ impl Clone for PubSocket {
 
 /// For the sink, which does not tell what happened to each message.
 pub(crate) fn publish(hub: &Arc<Hub>, message: &Message) -> Result<(), Refused> {
-    hub.publish(Payload::Message(message)).map(drop)
+    hub.publish(&Payload::Message(message)).map(drop)
 }
 
 /// The methods of PUB and XPUB: `socket` is the field that holds a [`Socket`].
@@ -89,8 +89,7 @@ macro_rules! publishing_methods {
                 let message = message.into();
                 let hub = self.socket.hub();
                 let payload = Payload::Message(&message);
-                let size = payload.wire_size();
-                match send_when_room(hub, size, || hub.publish(payload)).await {
+                match send_when_room(hub, &payload, Hub::publish).await {
                     Ok(delivery) => Ok(delivery),
                     Err(_) => Err(SendError(message)),
                 }
@@ -123,8 +122,7 @@ macro_rules! publishing_methods {
                 let hub = self.socket.hub();
                 let frames = if frames.is_empty() { &[&[][..]] } else { frames };
                 let payload = Payload::Slices(frames);
-                let size = payload.wire_size();
-                let sent = send_when_room(hub, size, || hub.publish(payload)).await;
+                let sent = send_when_room(hub, &payload, Hub::publish).await;
                 sent.map_err(|_| Error::Closed)
             }
 
@@ -135,7 +133,7 @@ macro_rules! publishing_methods {
             /// ([`OnFull::Wait`](crate::OnFull::Wait)) and a matching peer has no room.
             pub fn try_send(&self, message: impl Into<Message>) -> Result<Delivery, TrySendError> {
                 let message = message.into();
-                let sent = self.socket.hub().publish(Payload::Message(&message));
+                let sent = self.socket.hub().publish(&Payload::Message(&message));
                 sent.map_err(|refused| try_error(refused, message))
             }
 
@@ -155,8 +153,7 @@ macro_rules! publishing_methods {
                 let mut sum = Delivery::default();
                 while let Some(message) = messages.front() {
                     let payload = Payload::Message(message);
-                    let size = payload.wire_size();
-                    let sent = send_when_room(hub, size, || hub.publish(payload)).await;
+                    let sent = send_when_room(hub, &payload, Hub::publish).await;
                     sum += sent.map_err(|_| Error::Closed)?;
                     messages.pop_front();
                 }

@@ -65,7 +65,7 @@ impl PushSocket {
         let message = message.into();
         let hub = self.socket.hub();
         let payload = Payload::Message(&message);
-        match send_when_room(hub, payload.wire_size(), || hub.push(payload)).await {
+        match send_when_room(hub, &payload, Hub::push).await {
             Ok(()) => Ok(()),
             Err(_) => Err(SendError(message)),
         }
@@ -82,7 +82,7 @@ impl PushSocket {
         let hub = self.socket.hub();
         let frames = if frames.is_empty() { &[&[][..]] } else { frames };
         let payload = Payload::Slices(frames);
-        let sent = send_when_room(hub, payload.wire_size(), || hub.push(payload)).await;
+        let sent = send_when_room(hub, &payload, Hub::push).await;
         sent.map_err(|_| Error::Closed)
     }
 
@@ -106,7 +106,7 @@ impl PushSocket {
         let hub = self.socket.hub();
         while let Some(message) = messages.front() {
             let payload = Payload::Message(message);
-            let sent = send_when_room(hub, payload.wire_size(), || hub.push(payload)).await;
+            let sent = send_when_room(hub, &payload, Hub::push).await;
             sent.map_err(|_| Error::Closed)?;
             messages.pop_front();
         }
@@ -121,5 +121,5 @@ impl Clone for PushSocket {
 }
 
 fn push(hub: &Arc<Hub>, message: &Message) -> Result<(), Refused> {
-    hub.push(Payload::Message(message))
+    hub.push(&Payload::Message(message))
 }

@@ -8,18 +8,18 @@ use crate::budget;
 use crate::error::{SendError, TrySendError};
 use crate::hub::{Hub, Refused, WaitFor, Waiting};
 use crate::message::Message;
+use crate::outbox::Payload;
 
-/// Tries until it is accepted or the socket is closed. Nothing is awaited after acceptance.
-/// `size` is the message's, in octets.
+/// Tries until a message is accepted or the socket is closed. Nothing is awaited after acceptance.
 #[inline]
 pub(crate) async fn send_when_room<T>(
     hub: &Arc<Hub>,
-    size: usize,
-    mut attempt: impl FnMut() -> Result<T, Refused>,
+    payload: &Payload<'_>,
+    attempt: impl Fn(&Hub, &Payload<'_>) -> Result<T, Refused>,
 ) -> Result<T, Refused> {
     budget::proceed().await;
-    budget::spend(size);
-    match attempt() {
+    budget::spend(payload.wire_size());
+    match attempt(hub, payload) {
         Err(Refused::Full) => {}
         done => return done,
     }
@@ -27,7 +27,7 @@ pub(crate) async fn send_when_room<T>(
     poll_fn(|cx| {
         // first into the list, then another look: room that comes in between is not missed
         hub.wait_for_room(&mut waiting, cx);
-        match attempt() {
+        match attempt(hub, payload) {
             Err(Refused::Full) => Poll::Pending,
             done => Poll::Ready(done),
         }

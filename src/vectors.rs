@@ -734,8 +734,8 @@ impl Player {
             Cut::OctetByOctet => Payload::Slices(&slices),
         };
         match self.hub.kind() {
-            SocketType::Pub | SocketType::XPub => self.hub.publish(payload).map(drop),
-            SocketType::Push => self.hub.push(payload),
+            SocketType::Pub | SocketType::XPub => self.hub.publish(&payload).map(drop),
+            SocketType::Push => self.hub.push(&payload),
             SocketType::XSub => self.hub.send_upstream(message),
             other => return Err(format!("{other} does not send")),
         }

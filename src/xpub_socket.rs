@@ -10,7 +10,7 @@ use futures::{Sink, Stream};
 use crate::endpoint::Endpoint;
 use crate::endpoints::{EndpointStates, EndpointStatus};
 use crate::error::{Error, RecvError, SendError, TrySendError};
-use crate::hub::{Delivery, Refused, WaitFor};
+use crate::hub::{Delivery, Hub, Refused, WaitFor};
 use crate::message::Message;
 use crate::monitor::Monitor;
 use crate::options::SocketOptions;

@@ -88,8 +88,9 @@ macro_rules! upstream_methods {
             pub async fn send(&self, message: impl Into<Message>) -> Result<(), SendError> {
                 let message = message.into();
                 let hub = self.socket.hub();
-                let size = Payload::Message(&message).wire_size();
-                match send_when_room(hub, size, || send_upstream(hub, &message)).await {
+                let payload = Payload::Message(&message);
+                let upstream = |hub: &Hub, _: &Payload<'_>| hub.send_upstream(&message);
+                match send_when_room(hub, &payload, upstream).await {
                     Ok(()) => Ok(()),
                     Err(_) => Err(SendError(message)),
                 }

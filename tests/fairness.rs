@@ -243,7 +243,10 @@ async fn a_stalled_subscriber_of_64_costs_the_others_nothing() {
     within(publisher.wait_for_subscribers("", SUBSCRIBERS)).await.unwrap();
     for i in 0..MESSAGES {
         let sent = publisher.publish("", i.to_be_bytes()).await.unwrap();
-        assert_eq!((sent.matched, sent.queued, sent.dropped), (SUBSCRIBERS, SUBSCRIBERS - 1, 1));
+        assert_eq!(
+            (sent.matched, sent.queued, sent.dropped),
+            (SUBSCRIBERS as u32, SUBSCRIBERS as u32 - 1, 1)
+        );
     }
     for other in others {
         within(other).await.unwrap();

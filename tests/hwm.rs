@@ -238,7 +238,7 @@ async fn pub_at_the_mark_drops_for_that_peer_only_and_counts() {
                 scene.good_gets(i - 19..=i).await;
             }
         }
-        assert_eq!((sum.matched, sum.queued), (10_000, 5000 + taken.len()));
+        assert_eq!((sum.matched, sum.queued), (10_000, 5000 + taken.len() as u32));
         assert!(taken.len() < 4000, "{} were taken: it was not stalled", taken.len());
         let stats = scene.publisher.stats();
         assert_eq!(stats.outgoing.accepted, 10_000);

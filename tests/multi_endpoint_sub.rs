@@ -403,7 +403,7 @@ async fn a_topic_matches_by_its_first_octets() {
             let matches = wanted.iter().any(|prefix| topic.starts_with(prefix));
             // the rest of the message does not count
             let sent = publisher.send_frames(&[topic, b"ab", b""]).await.unwrap();
-            assert_eq!(sent.matched, usize::from(matches), "{topic:?} by {wanted:?}");
+            assert_eq!(sent.matched, u32::from(matches), "{topic:?} by {wanted:?}");
             if matches {
                 expected.push(topic);
             }

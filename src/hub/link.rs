@@ -240,7 +240,7 @@ impl Hub {
                     let slot = peers.get_mut(id.index as usize);
                     if let Some(peer) = slot.and_then(|slot| slot.peer.as_deref_mut()) {
                         let welcome = Payload::Message(welcome);
-                        peer.outbox.push(welcome, welcome.wire_size(), pool);
+                        peer.outbox.push(&welcome, welcome.wire_size(), pool);
                         peer.out.accepted += 1;
                     }
                 }

@@ -227,7 +227,7 @@ impl State {
 
     #[inline]
     fn at(&mut self, index: u32) -> Option<&mut Peer> {
-        self.peers.get_mut(index as usize)?.peer.as_deref_mut()
+        at_mut(&mut self.peers, index)
     }
 
     fn id(&self, index: u32) -> PeerId {
@@ -293,6 +293,18 @@ impl State {
             self.free.push(index);
         }
     }
+}
+
+/// The peer in a slot, whoever it is.
+#[inline]
+fn at(peers: &[Slot], index: u32) -> Option<&Peer> {
+    peers.get(index as usize)?.peer.as_deref()
+}
+
+/// The same to be changed, beside other parts of the state.
+#[inline]
+fn at_mut(peers: &mut [Slot], index: u32) -> Option<&mut Peer> {
+    peers.get_mut(index as usize)?.peer.as_deref_mut()
 }
 
 impl Hub {

@@ -6,11 +6,11 @@ use std::task::Context;
 use std::time::{Duration, Instant};
 
 use super::link::{Launched, write_flight};
-use super::{After, Form, Hub, PeerId, State, Waiting, Wire};
+use super::{After, Form, Hub, Peer, PeerId, State, Waiting, Wire, at, at_mut};
 use crate::command::Subscription;
 use crate::message::Message;
 use crate::options::OnFull;
-use crate::outbox::{BATCH, Flight, Payload};
+use crate::outbox::{BATCH, Flight, Payload, Pool};
 use crate::stats::DropReason;
 
 /// What happened to a message that PUB or XPUB accepted.
@@ -18,23 +18,28 @@ use crate::stats::DropReason;
 #[non_exhaustive]
 pub struct Delivery {
     /// Subscribers that it matches.
-    pub matched: usize,
+    pub matched: u32,
     /// Of these, those whose queue took it.
-    pub queued: usize,
+    pub queued: u32,
     /// Of these, those whose queue was at its high-water mark.
-    pub dropped: usize,
+    pub dropped: u32,
 }
 
 impl std::ops::AddAssign for Delivery {
     fn add_assign(&mut self, other: Self) {
-        self.matched += other.matched;
-        self.queued += other.queued;
-        self.dropped += other.dropped;
+        self.matched = self.matched.saturating_add(other.matched);
+        self.queued = self.queued.saturating_add(other.queued);
+        self.dropped = self.dropped.saturating_add(other.dropped);
     }
 }
 
 /// Why a message was not accepted.
+///
+/// It is as wide as the fields of [`Delivery`]: a `Result` with a smaller error has a small
+/// discriminant as well and is moved in pieces that lie across words, which a processor does not
+/// forward from the store to the load (measured: 30 ns for each `publish`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub(crate) enum Refused {
     /// No peer has room, or one that must have it has not.
     Full,
@@ -50,32 +55,41 @@ struct Launch {
     flight: Flight,
 }
 
-impl State {
-    /// Queues a message for a peer that has room and is about to be written to anyway, which is the
-    /// usual case: there is nothing else to do then. `false`: it was not queued.
+impl Peer {
+    /// Whether it has room for a message and is about to be written to anyway, which is the usual
+    /// case: the message is queued, and there is nothing else to do.
     #[inline]
-    fn queue(&mut self, index: u32, payload: Payload<'_>, size: usize) -> bool {
-        let Some(slot) = self.peers.get_mut(index as usize) else { return false };
-        let Some(peer) = slot.peer.as_deref_mut() else { return false };
-        let Some(link) = &peer.link else { return false };
-        let flying = peer.outbox.is_flying() || link.blocked;
-        if peer.outbox.room_for(size).is_err()
-            || !(flying || link.scheduled && peer.outbox.bytes() + size < BATCH)
-        {
+    fn takes(&self, size: usize) -> bool {
+        let Some(link) = &self.link else { return false };
+        self.outbox.room_for(size).is_ok()
+            && (link.scheduled && self.outbox.bytes() + size < BATCH
+                || self.outbox.is_flying()
+                || link.blocked)
+    }
+
+    #[inline]
+    fn queue(&mut self, payload: &Payload<'_>, size: usize, pool: &mut Pool) {
+        self.outbox.push(payload, size, pool);
+        self.out.accepted += 1;
+    }
+}
+
+impl State {
+    /// Queues a message if [that is all there is to do](Peer::takes).
+    #[inline]
+    fn queue(&mut self, index: u32, payload: &Payload<'_>, size: usize) -> bool {
+        let Some(peer) = at_mut(&mut self.peers, index).filter(|peer| peer.takes(size)) else {
             return false;
-        }
-        peer.outbox.push(payload, size, &mut self.pool);
-        peer.out.accepted += 1;
+        };
+        peer.queue(payload, size, &mut self.pool);
         true
     }
 
     /// Queues a message for a peer that has room.
-    fn accept(&mut self, index: u32, payload: Payload<'_>, conflate: bool, after: &mut After) {
-        let Some(slot) = self.peers.get_mut(index as usize) else { return };
-        let Some(peer) = slot.peer.as_deref_mut() else { return };
+    fn accept(&mut self, index: u32, payload: &Payload<'_>, conflate: bool, after: &mut After) {
+        let Some(peer) = at_mut(&mut self.peers, index) else { return };
         let replaced = if conflate { peer.outbox.conflate() } else { 0 };
-        peer.outbox.push(payload, payload.wire_size(), &mut self.pool);
-        peer.out.accepted += 1;
+        peer.queue(payload, payload.wire_size(), &mut self.pool);
         if replaced > 0 {
             self.drop_outgoing(index, DropReason::Conflated, replaced, after);
         }
@@ -146,13 +160,38 @@ impl State {
 impl Hub {
     /// PUB, XPUB: a message for everyone whose subscriptions match it. With [`OnFull::Wait`] it is
     /// accepted by all or by none.
-    pub(crate) fn publish(&self, payload: Payload<'_>) -> Result<Delivery, Refused> {
+    #[inline]
+    pub(crate) fn publish(&self, payload: &Payload<'_>) -> Result<Delivery, Refused> {
         let size = payload.wire_size();
+        let mut guard = self.lock();
+        if guard.closing.is_none() && !self.options.conflate {
+            self.match_peers(&mut guard, payload.topic());
+            let State { matched, peers, pool, .. } = &mut *guard;
+            let quiet = |&index: &u32| at(peers, index).is_some_and(|peer| peer.takes(size));
+            if !matched.is_empty() && matched.iter().all(quiet) {
+                for &index in &*matched {
+                    if let Some(peer) = at_mut(peers, index) {
+                        peer.queue(payload, size, pool);
+                    }
+                }
+                let all = matched.len() as u32;
+                return Ok(Delivery { matched: all, queued: all, dropped: 0 });
+            }
+        }
+        self.publish_any(guard, payload, size)
+    }
+
+    /// The same in whatever state the peers are.
+    fn publish_any<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        payload: &Payload<'_>,
+        size: usize,
+    ) -> Result<Delivery, Refused> {
         let conflate = self.options.conflate;
         let wait = self.options.on_full == OnFull::Wait && !conflate;
         let mut after = After::default();
         let mut launches = Vec::new();
-        let mut state = self.lock();
         loop {
             if state.closing.is_some() {
                 return Err(Refused::Closed);
@@ -169,7 +208,7 @@ impl Hub {
             state = self.lock();
         }
         let matched = std::mem::take(&mut state.matched);
-        let mut delivery = Delivery { matched: matched.len(), ..Delivery::default() };
+        let mut delivery = Delivery { matched: matched.len() as u32, ..Delivery::default() };
         if matched.is_empty() {
             state.refuse_unrouted(DropReason::NoSubscriber);
         }
@@ -212,7 +251,7 @@ impl Hub {
     /// The second try for peers whose queue was full and has been written since.
     fn publish_again(
         &self,
-        payload: Payload<'_>,
+        payload: &Payload<'_>,
         size: usize,
         peers: &[PeerId],
         delivery: &mut Delivery,
@@ -262,7 +301,7 @@ impl Hub {
 
     /// PUSH: a message for the next peer that has room.
     #[inline]
-    pub(crate) fn push(&self, payload: Payload<'_>) -> Result<(), Refused> {
+    pub(crate) fn push(&self, payload: &Payload<'_>) -> Result<(), Refused> {
         let size = payload.wire_size();
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -281,7 +320,7 @@ impl Hub {
     fn push_any<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
-        payload: Payload<'_>,
+        payload: &Payload<'_>,
         size: usize,
     ) -> Result<(), Refused> {
         let conflate = self.options.conflate;
@@ -357,7 +396,7 @@ impl Hub {
         for &index in &lanes {
             match state.at(index).map(|peer| peer.outbox.room_for(size)) {
                 Some(Ok(())) => {
-                    state.accept(index, payload, false, &mut after);
+                    state.accept(index, &payload, false, &mut after);
                     launches.extend(state.kick(index, lanes.len() <= LONE, &mut after));
                 }
                 Some(Err(reason)) => state.refuse(index, reason, &mut after),
