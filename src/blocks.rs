@@ -1,29 +1,48 @@
-//! Read buffers, shared by the connections of a socket.
+//! Buffers that are handed on as slices and used again once those are gone.
 //!
-//! A connection has one only while octets are coming in. What was read is handed on as slices; the
-//! rest of a block serves the next read, of whichever connection, and a block whose slices are all
-//! gone is used again instead of going back to the allocator (which would cost page faults, as it is
-//! freed on another thread than it is filled).
+//! A connection has a block only while octets are coming in. What was read is handed on as slices;
+//! the rest of the block serves the next read, of whichever connection, and a block whose slices are
+//! all gone is used again instead of going back to the allocator (which would cost page faults, as it
+//! is freed on another thread than it is filled).
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
 
-/// Blocks that nobody is reading into.
+/// Blocks that nobody is filling, shared by the connections of a socket.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    /// How many are kept at most.
+    limit: usize,
+    retired: Mutex<Retired>,
+}
+
 #[derive(Debug, Default)]
-pub(crate) struct Blocks(Mutex<Vec<BytesMut>>);
+struct Retired {
+    /// With room for more.
+    begun: Vec<BytesMut>,
+    /// Full, in the order they were: the first one's slices are likely to go first.
+    full: VecDeque<BytesMut>,
+}
 
 impl Blocks {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { limit, retired: Mutex::default() }
+    }
+
     /// An empty buffer with room for a good read.
     pub(crate) fn get(&self) -> BytesMut {
-        let mut retired = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for at in (0..retired.len()).rev() {
-            let usable = retired
-                .get_mut(at)
-                .is_some_and(|block| block.capacity() >= ROOM || block.try_reclaim(BLOCK));
-            if usable {
-                return retired.swap_remove(at);
+        let mut retired = self.lock();
+        if let Some(block) = retired.begun.pop() {
+            return block;
+        }
+        for _ in 0..TRIES {
+            let Some(mut block) = retired.full.pop_front() else { break };
+            if block.try_reclaim(BLOCK) {
+                return block;
             }
+            retired.full.push_back(block);
         }
         drop(retired);
         BytesMut::with_capacity(BLOCK)
@@ -32,11 +51,24 @@ impl Blocks {
     /// Takes a buffer back. It must be empty; slices of it may live on.
     pub(crate) fn put(&self, block: BytesMut) {
         debug_assert!(block.is_empty(), "a block still in use is not for others");
-        let mut retired = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if retired.len() >= RETIRED {
-            retired.remove(0);
+        let mut retired = self.lock();
+        if block.capacity() >= ROOM && retired.begun.len() < KEPT {
+            retired.begun.push(block);
+            return;
         }
-        retired.push(block);
+        if retired.full.len() >= self.limit {
+            retired.full.pop_front();
+        }
+        retired.full.push_back(block);
+    }
+
+    /// Gives up what only a flow of messages needs; to be called now and then.
+    pub(crate) fn trim(&self) {
+        self.lock().full.truncate(KEPT);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Retired> {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -46,8 +78,15 @@ pub(crate) const BLOCK: usize = 256 * 1024;
 /// What must be left of a block for it to be worth reading into.
 pub(crate) const ROOM: usize = 64 * 1024;
 
-/// Blocks kept for later: 2 MiB.
-const RETIRED: usize = 8;
+/// Blocks to read into that a socket keeps for later: 16 MiB, somewhat more than what the default
+/// mark of a receive queue pins.
+pub(crate) const RETIRED: usize = 64;
+
+/// How many of them outlive a pause.
+const KEPT: usize = 4;
+
+/// Blocks that are looked at for one without slices.
+const TRIES: usize = 4;
 
 #[cfg(test)]
 mod tests {
@@ -55,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_block_serves_until_it_is_full_and_again_when_its_slices_are_gone() {
-        let blocks = Blocks::default();
+        let blocks = Blocks::new(8);
         let mut block = blocks.get();
         let start = block.as_ptr();
         block.resize(100, 0);

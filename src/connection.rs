@@ -110,10 +110,12 @@ impl Greeter {
             session,
             buf,
             buffer: Buffer::Rest,
+            rest: BytesMut::new(),
             needed: 0,
             largest: 0,
             unread: true,
             left: 0,
+            budget: 0,
             state: State::Open,
             write_failed: None,
             read_ended: None,
@@ -136,6 +138,8 @@ pub(crate) struct Connection {
     /// What came in and is not whole yet: in a block while octets are coming, else just that.
     buf: BytesMut,
     buffer: Buffer,
+    /// For the next rest of a message, once there was one.
+    rest: BytesMut,
     /// What the buffer must come to hold for anything to happen, as far as the peer says.
     needed: usize,
     /// The most octets that were ever whole at once: a peer that sends large messages is read
@@ -145,6 +149,8 @@ pub(crate) struct Connection {
     unread: bool,
     /// Octets of the session's that the socket would not take for now.
     left: usize,
+    /// Octets that may still be read before others have their turn.
+    budget: usize,
     state: State,
     /// Why nothing can be sent any more, and why nothing more will come.
     write_failed: Option<DisconnectCause>,
@@ -180,8 +186,11 @@ impl Connection {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DisconnectCause> {
+        self.budget = READ_MAX;
         for _ in 0..TURNS {
             match self.turn(cx) {
+                // who takes what was read is to do so while it is in the processor's cache
+                Ok(true) if self.budget == 0 => break,
                 Ok(true) => {}
                 Ok(false) => return Poll::Pending,
                 Err(cause) => return Poll::Ready(cause),
@@ -287,7 +296,6 @@ impl Connection {
 
     /// Reads what has come and hands it on. `Ok(false)`: nothing more to do until woken.
     fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, DisconnectCause> {
-        let mut budget = READ_TURN;
         let mut waiting = false;
         loop {
             if std::mem::take(&mut self.unread) {
@@ -319,7 +327,7 @@ impl Connection {
                 self.unread = true;
                 return Ok(false);
             }
-            if budget == 0 {
+            if self.budget == 0 {
                 self.unread |= waiting;
                 return Ok(true);
             }
@@ -337,7 +345,7 @@ impl Connection {
                     self.unread |= waiting;
                 }
                 Poll::Ready(Ok(octets)) => {
-                    budget = budget.saturating_sub(octets);
+                    self.budget = self.budget.saturating_sub(octets);
                     self.session.received(octets);
                     self.unread = true;
                 }
@@ -374,16 +382,19 @@ impl Connection {
     /// Nothing is coming: the block goes back, a small rest is kept without it.
     fn settle_buffer(&mut self) {
         if self.buffer != Buffer::Rest && self.buf.len() <= SMALL_REST {
-            let rest = BytesMut::from(&self.buf[..]);
+            let mut rest = std::mem::take(&mut self.rest);
+            rest.extend_from_slice(&self.buf);
             self.change_buffer(rest, Buffer::Rest);
         }
     }
 
     fn change_buffer(&mut self, buf: BytesMut, buffer: Buffer) {
         let mut old = std::mem::replace(&mut self.buf, buf);
-        if std::mem::replace(&mut self.buffer, buffer) == Buffer::Block {
-            old.clear();
-            self.shared.blocks.put(old);
+        old.clear();
+        match std::mem::replace(&mut self.buffer, buffer) {
+            Buffer::Block => self.shared.blocks.put(old),
+            Buffer::Rest => self.rest = old,
+            Buffer::Large => {}
         }
     }
 
@@ -391,7 +402,11 @@ impl Connection {
     fn watch_clock(&mut self, cx: &mut Context<'_>) -> Result<bool, DisconnectCause> {
         loop {
             let now = Instant::now();
-            self.session.tick(now.into_std())?;
+            if self.session.tick(now.into_std())? {
+                self.hub.trim();
+                self.shared.blocks.trim();
+                self.rest = BytesMut::new();
+            }
             if self.session.out().len() > self.left {
                 return Ok(true);
             }
@@ -414,8 +429,8 @@ impl Connection {
 /// Rounds of a connection before others have their turn.
 const TURNS: usize = 16;
 
-/// Octets read in a round.
-const READ_TURN: usize = 2 * BLOCK;
+/// Octets read before others have their turn.
+const READ_MAX: usize = 2 * BLOCK;
 
 /// Octets that are read although there is no room for the messages in them, so that PINGs among them
 /// are answered.

@@ -8,8 +8,9 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
+use crate::blocks::{BLOCK, Blocks};
 use crate::framing::{Framing, header_size, parse_header, put_any_header, put_header};
 use crate::message::{Encoded, Message};
 use crate::stats::DropReason;
@@ -33,6 +34,15 @@ impl Payload<'_> {
                 Encoded::Parts => message.parts().map(|(part, _)| frame(part.len())).sum(),
             },
             Payload::Slices(slices) => slices.iter().map(|slice| frame(slice.len())).sum(),
+        }
+    }
+
+    /// Whether it is better copied once than for each of several peers.
+    #[inline]
+    pub(crate) fn is_worth_sharing(&self) -> bool {
+        match self {
+            Payload::Message(_) => false,
+            Payload::Slices(slices) => slices.iter().any(|slice| slice.len() >= SHARE),
         }
     }
 
@@ -69,18 +79,89 @@ impl Payload<'_> {
 }
 
 /// Retired buffers, shared by all peers of a socket.
-#[derive(Debug, Default)]
-pub(crate) struct Pool(Vec<Vec<u8>>);
+#[derive(Debug)]
+pub(crate) struct Pool {
+    buffers: Vec<Vec<u8>>,
+    /// The fewest of them that there were at any time since they were trimmed.
+    spare: usize,
+    /// Empty queues.
+    queues: Vec<VecDeque<Segment>>,
+    /// Scratch space.
+    header: Vec<u8>,
+    /// For copies that several peers share.
+    block: BytesMut,
+    blocks: Blocks,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            buffers: Vec::new(),
+            spare: 0,
+            queues: Vec::new(),
+            header: Vec::new(),
+            block: BytesMut::new(),
+            blocks: Blocks::new(SHARED_BLOCKS),
+        }
+    }
+}
 
 impl Pool {
-    fn get(&mut self) -> Vec<u8> {
-        self.0.pop().unwrap_or_default()
+    fn buffer(&mut self) -> Vec<u8> {
+        let buffer = self.buffers.pop().unwrap_or_default();
+        self.spare = self.spare.min(self.buffers.len());
+        buffer
     }
 
-    fn put(&mut self, mut buffer: Vec<u8>) {
-        if self.0.len() < POOL_MAX && buffer.capacity() <= 2 * BATCH {
+    fn put_buffer(&mut self, mut buffer: Vec<u8>) {
+        if buffer.capacity() <= 2 * BATCH {
             buffer.clear();
-            self.0.push(buffer);
+            self.buffers.push(buffer);
+        }
+    }
+
+    /// Gives up what has not been needed since the last time; to be called now and then.
+    pub(crate) fn trim(&mut self) {
+        let needed = self.buffers.len() - self.spare;
+        self.buffers.truncate(needed.max(KEPT));
+        self.spare = self.buffers.len();
+        self.queues.truncate(KEPT);
+        self.blocks.trim();
+    }
+
+    /// Copies a message whose frames several peers will share.
+    pub(crate) fn share(&mut self, payload: &Payload<'_>) -> Message {
+        match payload {
+            Payload::Message(message) => Message::clone(message),
+            Payload::Slices(slices) => {
+                Message::from_frames(slices.iter().map(|slice| self.copy(slice)))
+            }
+        }
+    }
+
+    fn copy(&mut self, octets: &[u8]) -> Bytes {
+        if octets.len() > BLOCK {
+            return Bytes::copy_from_slice(octets);
+        }
+        if self.block.capacity() < octets.len() {
+            self.blocks.put(std::mem::take(&mut self.block));
+            let next = self.blocks.get();
+            // one that was begun may be too small as well
+            self.block = if next.capacity() < octets.len() {
+                self.blocks.put(next);
+                BytesMut::with_capacity(BLOCK)
+            } else {
+                next
+            };
+        }
+        self.block.extend_from_slice(octets);
+        self.block.split().freeze()
+    }
+
+    fn put_queue(&mut self, queue: VecDeque<Segment>) {
+        debug_assert!(queue.is_empty(), "a queue in use is not for others");
+        if self.queues.len() < QUEUES && queue.capacity() > 0 {
+            self.queues.push(queue);
         }
     }
 }
@@ -102,6 +183,30 @@ struct Segment {
 enum Data {
     Packed(Vec<u8>),
     Shared(Bytes),
+    /// What stands between shared frames: headers, and a topic.
+    Few(Few),
+}
+
+#[derive(Debug)]
+struct Few {
+    len: usize,
+    octets: [u8; FEW],
+}
+
+impl Few {
+    fn bytes(&self) -> &[u8] {
+        self.octets.get(..self.len).unwrap_or_default()
+    }
+
+    /// Appends octets, if there is room.
+    fn append(&mut self, octets: &[u8]) -> bool {
+        let Some(space) = self.octets.get_mut(self.len..self.len + octets.len()) else {
+            return false;
+        };
+        space.copy_from_slice(octets);
+        self.len += octets.len();
+        true
+    }
 }
 
 impl Segment {
@@ -109,6 +214,7 @@ impl Segment {
         match &self.data {
             Data::Packed(packed) => packed,
             Data::Shared(shared) => shared,
+            Data::Few(few) => few.bytes(),
         }
     }
 }
@@ -307,44 +413,69 @@ impl Outbox {
                     wire.len()
                 }
                 Encoded::Shared(wire) if framing == Framing::New => {
-                    self.append(wire, pool);
+                    if wire.len() < SHARE {
+                        self.open(pool).extend_from_slice(wire);
+                    } else {
+                        self.segments.push_back(Segment::new(Data::Shared(wire.clone())));
+                    }
                     wire.len()
                 }
                 Encoded::Wire(_) | Encoded::Shared(_) => {
                     let plain = Message::from_frames(Message::clone(message).into_frames());
                     self.encode(&Payload::Message(&plain), pool)
                 }
-                Encoded::Parts => message
-                    .parts()
-                    .map(|(part, more)| {
-                        let packed = self.open(pool);
-                        let start = packed.len();
-                        put_any_header(framing, packed, part.len(), more);
-                        let header = packed.len() - start;
-                        self.append(part, pool);
-                        header + part.len()
-                    })
-                    .sum(),
+                Encoded::Parts => {
+                    let chained = message.parts().any(|(part, _)| part.len() >= SHARE);
+                    let mut header = std::mem::take(&mut pool.header);
+                    let mut size = 0;
+                    for (part, more) in message.parts() {
+                        header.clear();
+                        put_any_header(framing, &mut header, part.len(), more);
+                        size += header.len() + part.len();
+                        if part.len() < SHARE {
+                            // together, as no body is looked for behind its header but a shared one
+                            header.extend_from_slice(part);
+                        }
+                        self.put(&header, chained, pool);
+                        if part.len() >= SHARE {
+                            self.segments.push_back(Segment::new(Data::Shared(part.clone())));
+                        }
+                    }
+                    pool.header = header;
+                    size
+                }
             },
         }
     }
 
-    fn append(&mut self, bytes: &Bytes, pool: &mut Pool) {
-        if bytes.len() < SHARE {
-            self.open(pool).extend_from_slice(bytes);
-        } else {
-            self.segments.push_back(Segment::new(Data::Shared(bytes.clone())));
+    /// Appends octets that are copied; `chained`: they stand between shared ones.
+    fn put(&mut self, octets: &[u8], chained: bool, pool: &mut Pool) {
+        if let Some(Segment { data: Data::Few(few), sealed: false, .. }) = self.segments.back_mut()
+            && few.append(octets)
+        {
+            return;
         }
+        if chained && octets.len() <= FEW && !self.is_open() {
+            let mut few = Few { len: 0, octets: [0; FEW] };
+            few.append(octets);
+            self.segments.push_back(Segment::new(Data::Few(few)));
+        } else {
+            self.open(pool).extend_from_slice(octets);
+        }
+    }
+
+    /// Whether small frames can go to the last buffer.
+    fn is_open(&self) -> bool {
+        self.segments.back().is_some_and(|segment| match &segment.data {
+            Data::Packed(packed) => packed.len() < BATCH && !segment.sealed,
+            Data::Shared(_) | Data::Few(_) => false,
+        })
     }
 
     /// The buffer that small frames go to.
     fn open(&mut self, pool: &mut Pool) -> &mut Vec<u8> {
-        let fits = self.segments.back().is_some_and(|segment| match &segment.data {
-            Data::Packed(packed) => packed.len() < BATCH && !segment.sealed,
-            Data::Shared(_) => false,
-        });
-        if !fits {
-            self.segments.push_back(Segment::new(Data::Packed(pool.get())));
+        if !self.is_open() {
+            self.segments.push_back(Segment::new(Data::Packed(pool.buffer())));
         }
         match self.segments.back_mut() {
             Some(Segment { data: Data::Packed(packed), .. }) => packed,
@@ -359,11 +490,12 @@ impl Outbox {
 
     /// Takes groups for the kernel, about `limit` octets of them. Nothing more can be taken until
     /// they are [settled](Self::settle).
-    pub(crate) fn take(&mut self, limit: usize) -> Option<Flight> {
+    pub(crate) fn take(&mut self, limit: usize, pool: &mut Pool) -> Option<Flight> {
         if self.in_flight || self.is_idle() {
             return None;
         }
-        let mut flight = Flight { written: self.written, start: self.written, ..Flight::default() };
+        let segments = pool.queues.pop().unwrap_or_default();
+        let mut flight = Flight { segments, written: self.written, start: self.written, total: 0 };
         if self.written == 0 && !self.control.is_empty() {
             let mut control = Segment::new(Data::Packed(std::mem::take(&mut self.control)));
             control.control = true;
@@ -406,7 +538,7 @@ impl Outbox {
                 self.bytes = self.bytes.saturating_sub(segment.bytes().len());
             }
             if let Data::Packed(packed) = segment.data {
-                pool.put(packed);
+                pool.put_buffer(packed);
             }
         }
         self.messages = self.messages.saturating_sub(sent);
@@ -428,12 +560,12 @@ impl Outbox {
             self.control = first;
         }
         if self.segments.is_empty() {
-            self.segments = flight.segments;
-        } else {
-            while let Some(segment) = flight.segments.pop_back() {
-                self.segments.push_front(segment);
-            }
+            std::mem::swap(&mut self.segments, &mut flight.segments);
         }
+        while let Some(segment) = flight.segments.pop_back() {
+            self.segments.push_front(segment);
+        }
+        pool.put_queue(flight.segments);
         sent
     }
 
@@ -513,7 +645,7 @@ fn for_each_frame(
     for segment in segments {
         let mut rest = segment.bytes();
         let own = |body: &[u8]| match &segment.data {
-            Data::Packed(_) => Bytes::copy_from_slice(body),
+            Data::Packed(_) | Data::Few(_) => Bytes::copy_from_slice(body),
             Data::Shared(shared) => shared.slice_ref(body),
         };
         if let Some(more) = awaited.take() {
@@ -545,11 +677,20 @@ pub(crate) const BATCH: usize = 128 * 1024;
 /// reference count and one more slice to write.
 const SHARE: usize = 8 * 1024;
 
+/// Octets that are kept between shared frames: the header of a frame, or two and a topic.
+const FEW: usize = 48;
+
 /// Slices are given to the kernel by the dozen; more segments in a flight would only wait.
 const FLIGHT_SEGMENTS: usize = 64;
 
-/// Retired buffers of a socket: 4 MiB at most.
-const POOL_MAX: usize = 32;
+/// Retired buffers, and queues, that outlive a pause.
+const KEPT: usize = 8;
+
+/// Retired blocks of shared copies: as many as a queue of large messages can hold, 128 MiB.
+const SHARED_BLOCKS: usize = 512;
+
+/// Retired queues: one for each peer that is written to at a time.
+const QUEUES: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -577,11 +718,11 @@ mod tests {
             queue(&mut outbox, Payload::Message(&message), pool);
         }
         assert_eq!(outbox.room_for(3), Err(DropReason::PeerHwmMessages));
-        let mut flight = outbox.take(1).unwrap();
-        assert!(outbox.take(1).is_none(), "one flight at a time");
+        let mut flight = outbox.take(1, pool).unwrap();
+        assert!(outbox.take(1, pool).is_none(), "one flight at a time");
         flight.advance(3);
         assert_eq!(outbox.settle(flight, pool), 0, "a group is one credit");
-        let mut flight = outbox.take(1).unwrap();
+        let mut flight = outbox.take(1, pool).unwrap();
         assert_eq!(octets(&flight), b"\0\x01x");
         flight.advance(3);
         assert!(flight.is_done());
@@ -601,16 +742,16 @@ mod tests {
         let mut outbox = Outbox::new(0, 0);
         queue(&mut outbox, Payload::Slices(&[b"a"]), pool);
         outbox.control().extend_from_slice(b"\x04\x01\0");
-        let mut flight = outbox.take(1000).unwrap();
+        let mut flight = outbox.take(1000, pool).unwrap();
         assert_eq!(octets(&flight), b"\x04\x01\0\0\x01a");
         flight.advance(4);
         assert_eq!(outbox.settle(flight, pool), 0);
         outbox.control().extend_from_slice(b"\x04\x01\0");
-        let mut flight = outbox.take(1000).unwrap();
+        let mut flight = outbox.take(1000, pool).unwrap();
         assert_eq!(octets(&flight), b"\x01a", "the message first");
         flight.advance(2);
         assert_eq!(outbox.settle(flight, pool), 1);
-        assert_eq!(octets(&outbox.take(1000).unwrap()), b"\x04\x01\0");
+        assert_eq!(octets(&outbox.take(1000, pool).unwrap()), b"\x04\x01\0");
     }
 
     #[test]
@@ -619,15 +760,15 @@ mod tests {
         let mut outbox = Outbox::new(0, 0);
         queue(&mut outbox, Payload::Slices(&[b"a"]), pool);
         outbox.control().extend_from_slice(b"\x04\x02\x01S");
-        let flight = outbox.take(1000).unwrap();
+        let flight = outbox.take(1000, pool).unwrap();
         outbox.control().extend_from_slice(b"\x04\x02\x01C");
         assert_eq!(outbox.settle(flight, pool), 0, "nothing was written");
-        let mut flight = outbox.take(1000).unwrap();
+        let mut flight = outbox.take(1000, pool).unwrap();
         assert_eq!(octets(&flight), b"\x04\x02\x01S\x04\x02\x01C\0\x01a");
         flight.advance(3);
         outbox.control().extend_from_slice(b"\x04\x02\x01D");
         assert_eq!(outbox.settle(flight, pool), 0);
-        assert_eq!(octets(&outbox.take(1000).unwrap()), b"S\x04\x02\x01C\0\x01a");
+        assert_eq!(octets(&outbox.take(1000, pool).unwrap()), b"S\x04\x02\x01C\0\x01a");
         assert_eq!(outbox.control(), b"\x04\x02\x01D");
     }
 
@@ -638,7 +779,7 @@ mod tests {
         queue(&mut outbox, Payload::Slices(&[b"a"]), pool);
         assert_eq!(outbox.conflate(), 1);
         queue(&mut outbox, Payload::Slices(&[b"b"]), pool);
-        let mut flight = outbox.take(1000).unwrap();
+        let mut flight = outbox.take(1000, pool).unwrap();
         flight.advance(1);
         assert_eq!(outbox.conflate(), 0, "in flight");
         outbox.settle(flight, pool);
@@ -647,7 +788,7 @@ mod tests {
         queue(&mut outbox, Payload::Slices(&[b"c"]), pool);
         assert_eq!(outbox.conflate(), 1, "behind the half-sent one");
         queue(&mut outbox, Payload::Slices(&[b"d"]), pool);
-        assert_eq!(octets(&outbox.take(1000).unwrap()), b"\x01b\0\x01d");
+        assert_eq!(octets(&outbox.take(1000, pool).unwrap()), b"\x01b\0\x01d");
     }
 
     #[derive(Debug, Clone)]
@@ -695,7 +836,7 @@ mod tests {
                     }
                     Op::Control => outbox.control().extend_from_slice(b"\x04\x02\x01P"),
                     Op::Write(mut octets) => {
-                        while octets > 0 && let Some(mut flight) = outbox.take(BATCH) {
+                        while octets > 0 && let Some(mut flight) = outbox.take(BATCH, pool) {
                             while octets > 0 && !flight.is_done() {
                                 let mut slices = [IoSlice::new(&[]); 3];
                                 let count = flight.io_slices(&mut slices);

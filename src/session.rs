@@ -137,12 +137,14 @@ impl Session {
         }
     }
 
-    /// Does what the clock asks for.
-    pub(crate) fn tick(&mut self, now: Instant) -> Result<(), DisconnectCause> {
+    /// Does what the clock asks for; tells whether a heartbeat's interval has passed.
+    pub(crate) fn tick(&mut self, now: Instant) -> Result<bool, DisconnectCause> {
+        let mut passed = false;
         loop {
             match self.heartbeat.beat(now) {
-                Beat::Nothing => return Ok(()),
+                Beat::Nothing => return Ok(passed),
                 Beat::SendPing => {
+                    passed = true;
                     put_ping(self.engine.out(), self.hub.options().heartbeat_ttl, b"");
                 }
                 Beat::SendPong => put_pong(self.engine.out(), b""),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use crate::blocks::{Blocks, RETIRED};
 use crate::connection::Shared;
 use crate::endpoint::Endpoint;
 use crate::endpoints::{EndpointState, EndpointStates, EndpointStatus, Removed};
@@ -77,7 +78,7 @@ impl Socket {
     fn with_valid(kind: SocketType, options: SocketOptions) -> Self {
         let engine = Arc::new(EngineConfig::new(kind, &options));
         let hub = Arc::new(Hub::new(kind, Arc::new(options)));
-        let shared = Arc::new(Shared { hub, engine, blocks: Default::default() });
+        let shared = Arc::new(Shared { hub, engine, blocks: Blocks::new(RETIRED) });
         Self(Arc::new(Inner(Arc::new(Supervisor::new(shared)))))
     }
 

@@ -519,7 +519,7 @@ impl Player {
                             None => Ok(()),
                         }
                     }
-                    Phase::Open(session) => session.tick(self.now),
+                    Phase::Open(session) => session.tick(self.now).map(drop),
                     _ => Ok(()),
                 };
                 if let Err(cause) = ticked {

@@ -108,7 +108,7 @@ async fn a_cancelled_push_was_not_sent() {
 
 #[tokio::test]
 async fn a_cancelled_batch_has_what_was_not_sent() {
-    const COUNT: u32 = 2000;
+    const COUNT: u32 = 20_000;
     let mut pull = PullSocket::with_options(narrow()).unwrap();
     let endpoint = pull.bind("ipc://*").await.unwrap();
     let push = PushSocket::with_options(narrow()).unwrap();

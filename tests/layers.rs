@@ -19,13 +19,13 @@ const LAYERS: &[&[&str]] = &[
         "stats",
         "options",
     ],
-    &["monitor", "waiters", "subscription", "command", "heartbeat", "inbox", "outbox"],
+    &["monitor", "waiters", "blocks", "subscription", "command", "heartbeat", "inbox", "outbox"],
     // the protocol and the patterns, without IO
     &["mechanism", "engine"],
     &["hub"],
     &["session"],
     // the line: from here on tokio
-    &["blocks", "budget", "tcp", "unix_ipc", "transport"],
+    &["budget", "tcp", "unix_ipc", "transport"],
     &["connection"],
     &["endpoints", "supervise"],
     &["socket", "sender", "receiver"],

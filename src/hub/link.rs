@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::{After, Hub, Inbox, Link, Outbox, Peer, PeerId, Slot, State, Waiting, Wire};
+use super::{After, Hub, Inbox, Link, Outbox, Peer, PeerId, Slot, State, Waiting, Wire, find};
 use crate::command::Subscription;
 use crate::endpoint::Endpoint;
 use crate::engine::framing_of;
@@ -121,7 +121,7 @@ impl State {
             }
         }
         if low {
-            after.wakers.extend(self.senders.drain());
+            after.wake_all(&mut self.senders);
         }
         // what is left, and what follows when nothing is, is for the connection task
         if rest || how != Written::All || closing {
@@ -182,7 +182,7 @@ impl Hub {
         }
         if matches!(self.kind, SocketType::Push | SocketType::XSub) {
             state.lanes.push(index);
-            after.wakers.extend(state.senders.drain());
+            after.wake_all(&mut state.senders);
         }
         drop(state);
         self.finish(after);
@@ -247,8 +247,8 @@ impl Hub {
             }
             _ => {}
         }
-        after.wakers.extend(state.senders.drain());
-        after.wakers.extend(state.watchers.drain());
+        after.wake_all(&mut state.senders);
+        after.wake_all(&mut state.watchers);
         drop(state);
         after.events.push(Event::HandshakeSucceeded { peer: info });
         self.finish(after);
@@ -261,8 +261,7 @@ impl Hub {
         let mut state = self.lock();
         let closing = state.closing.is_some();
         let State { peers, pool, .. } = &mut *state;
-        let slot = peers.get_mut(id.index as usize).filter(|slot| slot.generation == id.generation);
-        let Some(peer) = slot.and_then(|slot| slot.peer.as_deref_mut()) else { return 0 };
+        let Some(peer) = find(peers, id) else { return 0 };
         peer.link = None;
         peer.outbox.control().clear();
         let stays = leaving == Leaving::Lost && peer.persistent;
@@ -283,11 +282,16 @@ impl Hub {
             state.retire(id.index);
         }
         // who waits for this peer need not any more
-        after.wakers.extend(state.senders.drain());
-        after.wakers.extend(state.watchers.drain());
+        after.wake_all(&mut state.senders);
+        after.wake_all(&mut state.watchers);
         drop(state);
         self.finish(after);
         discarded
+    }
+
+    /// Gives up memory that only a flow of messages needs; to be called now and then.
+    pub(crate) fn trim(&self) {
+        self.lock().pool.trim();
     }
 
     pub(crate) fn count_failed_handshake(&self) {
@@ -306,7 +310,8 @@ impl Hub {
     ) -> (Writing, Option<Closing>) {
         let mut state = self.lock();
         let socket_closing = state.closing;
-        let Some(peer) = state.peer(id) else { return (Writing::Idle, None) };
+        let State { peers, pool, .. } = &mut *state;
+        let Some(peer) = find(peers, id) else { return (Writing::Idle, None) };
         let closing = peer.closing.or(socket_closing);
         // answers that the peer does not fetch stay with the engine, which then stops reading
         if drained {
@@ -330,7 +335,7 @@ impl Hub {
             Writing::Blocked
         } else {
             link.last_write = Some(Instant::now());
-            match peer.outbox.take(FLIGHT) {
+            match peer.outbox.take(FLIGHT, pool) {
                 Some(flight) => {
                     // the task will be back without being woken
                     link.scheduled = true;
@@ -459,7 +464,7 @@ impl Hub {
             state.leave_lanes(id.index);
             self.forget_subscriptions(&mut state, id.index, &mut after);
             state.nudge(id.index, &mut after);
-            after.wakers.extend(state.senders.drain());
+            after.wake_all(&mut state.senders);
         }
         drop(state);
         self.finish(after);
@@ -483,8 +488,8 @@ impl Hub {
             }
             state.ring.clear();
             after.wake(state.receiver.take());
-            after.wakers.extend(state.senders.drain());
-            after.wakers.extend(state.watchers.drain());
+            after.wake_all(&mut state.senders);
+            after.wake_all(&mut state.watchers);
         }
         drop(state);
         self.finish(after);
@@ -509,7 +514,7 @@ impl Hub {
         if let Some(peer) = state.peer(id) {
             peer.flushed = true;
         }
-        after.wakers.extend(state.watchers.drain());
+        after.wake_all(&mut state.watchers);
         drop(state);
         self.finish(after);
     }

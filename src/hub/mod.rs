@@ -93,6 +93,9 @@ struct State {
     in_order: bool,
     /// Scratch space: the peers that the message at hand matches.
     matched: Vec<u32>,
+    /// Scratch space: what a sender is about to write, and whose queues it found full.
+    launches: Vec<send::Launch>,
+    full: Vec<PeerId>,
     receiver: Option<Waker>,
     senders: Waiters,
     /// Those who wait for subscriptions or for connections.
@@ -178,6 +181,10 @@ impl After {
             None => {}
         }
     }
+
+    fn wake_all(&mut self, waiters: &mut Waiters) {
+        waiters.drain().for_each(|waker| self.wake(Some(waker)));
+    }
 }
 
 /// Which of the waiting lists a [`Waiting`] stands in.
@@ -221,8 +228,7 @@ impl Drop for Waiting {
 
 impl State {
     fn peer(&mut self, id: PeerId) -> Option<&mut Peer> {
-        let slot = self.peers.get_mut(id.index as usize)?;
-        if slot.generation == id.generation { slot.peer.as_deref_mut() } else { None }
+        find(&mut self.peers, id)
     }
 
     #[inline]
@@ -293,6 +299,12 @@ impl State {
             self.free.push(index);
         }
     }
+}
+
+/// A peer, beside other parts of the state.
+fn find(peers: &mut [Slot], id: PeerId) -> Option<&mut Peer> {
+    let slot = peers.get_mut(id.index as usize)?;
+    if slot.generation == id.generation { slot.peer.as_deref_mut() } else { None }
 }
 
 /// The peer in a slot, whoever it is.

@@ -48,7 +48,7 @@ pub(crate) enum Refused {
 
 /// A flight that a sender writes itself, once it has released the lock.
 #[derive(Debug)]
-struct Launch {
+pub(super) struct Launch {
     peer: PeerId,
     session: u32,
     wire: Arc<dyn Wire>,
@@ -146,13 +146,13 @@ impl State {
     /// A flight of a peer that nobody is writing to.
     fn launch(&mut self, index: u32) -> Option<Launch> {
         let id = self.id(index);
-        let peer = self.at(index)?;
+        let peer = at_mut(&mut self.peers, index)?;
         let link = peer.link.as_ref()?;
         if link.blocked || link.broken.is_some() {
             return None;
         }
         let wire = link.wire.clone();
-        let flight = peer.outbox.take(FLIGHT)?;
+        let flight = peer.outbox.take(FLIGHT, &mut self.pool)?;
         Some(Launch { peer: id, session: peer.session, wire, flight })
     }
 }
@@ -169,9 +169,11 @@ impl Hub {
             let State { matched, peers, pool, .. } = &mut *guard;
             let quiet = |&index: &u32| at(peers, index).is_some_and(|peer| peer.takes(size));
             if !matched.is_empty() && matched.iter().all(quiet) {
+                let shared = share(payload, matched, pool);
+                let payload = shared.as_ref().map_or(*payload, Payload::Message);
                 for &index in &*matched {
                     if let Some(peer) = at_mut(peers, index) {
-                        peer.queue(payload, size, pool);
+                        peer.queue(&payload, size, pool);
                     }
                 }
                 let all = matched.len() as u32;
@@ -191,7 +193,7 @@ impl Hub {
         let conflate = self.options.conflate;
         let wait = self.options.on_full == OnFull::Wait && !conflate;
         let mut after = After::default();
-        let mut launches = Vec::new();
+        let mut launches = std::mem::take(&mut state.launches);
         loop {
             if state.closing.is_some() {
                 return Err(Refused::Closed);
@@ -201,11 +203,10 @@ impl Hub {
                 break;
             }
             if launches.is_empty() {
+                state.launches = launches;
                 return Err(Refused::Full);
             }
-            drop(state);
-            self.fly(&mut launches, &mut after);
-            state = self.lock();
+            state = self.fly(state, &mut launches, &mut after);
         }
         let matched = std::mem::take(&mut state.matched);
         let mut delivery = Delivery { matched: matched.len() as u32, ..Delivery::default() };
@@ -213,7 +214,9 @@ impl Hub {
             state.refuse_unrouted(DropReason::NoSubscriber);
         }
         let lone = matched.len() <= LONE;
-        let mut full = Vec::new();
+        let shared = share(payload, &matched, &mut state.pool);
+        let payload = &shared.as_ref().map_or(*payload, Payload::Message);
+        let mut full = std::mem::take(&mut state.full);
         for &index in &matched {
             if !conflate && state.queue(index, payload, size) {
                 delivery.queued += 1;
@@ -239,49 +242,37 @@ impl Hub {
             }
         }
         state.matched = matched;
-        drop(state);
-        self.fly(&mut launches, &mut after);
+        state = self.fly(state, &mut launches, &mut after);
         if !full.is_empty() {
-            self.publish_again(payload, size, &full, &mut delivery, &mut after);
-        }
-        self.finish(after);
-        Ok(delivery)
-    }
-
-    /// The second try for peers whose queue was full and has been written since.
-    fn publish_again(
-        &self,
-        payload: &Payload<'_>,
-        size: usize,
-        peers: &[PeerId],
-        delivery: &mut Delivery,
-        after: &mut After,
-    ) {
-        let mut launches = Vec::new();
-        let mut state = self.lock();
-        for &id in peers {
-            let room = match state.peer(id) {
-                Some(peer) if peer.gone.is_none() => peer.outbox.room_for(size),
-                _ => {
-                    state.refuse_unrouted(DropReason::PeerGone);
-                    delivery.dropped += 1;
-                    continue;
-                }
-            };
-            match room {
-                Ok(()) => {
-                    state.accept(id.index, payload, false, after);
-                    delivery.queued += 1;
-                    launches.extend(state.kick(id.index, false, after));
-                }
-                Err(reason) => {
-                    state.refuse(id.index, reason, after);
-                    delivery.dropped += 1;
+            // the second try for peers whose queue was full and has been written since
+            for id in full.drain(..) {
+                let room = match state.peer(id) {
+                    Some(peer) if peer.gone.is_none() => peer.outbox.room_for(size),
+                    _ => {
+                        state.refuse_unrouted(DropReason::PeerGone);
+                        delivery.dropped += 1;
+                        continue;
+                    }
+                };
+                match room {
+                    Ok(()) => {
+                        state.accept(id.index, payload, false, &mut after);
+                        delivery.queued += 1;
+                        launches.extend(state.kick(id.index, false, &mut after));
+                    }
+                    Err(reason) => {
+                        state.refuse(id.index, reason, &mut after);
+                        delivery.dropped += 1;
+                    }
                 }
             }
+            state = self.fly(state, &mut launches, &mut after);
         }
+        state.launches = launches;
+        state.full = full;
         drop(state);
-        self.fly(&mut launches, after);
+        self.finish(after);
+        Ok(delivery)
     }
 
     /// Fills `state.matched`.
@@ -325,7 +316,7 @@ impl Hub {
     ) -> Result<(), Refused> {
         let conflate = self.options.conflate;
         let mut after = After::default();
-        let mut launches = Vec::new();
+        let mut launches = std::mem::take(&mut state.launches);
         let pushed = loop {
             if state.closing.is_some() {
                 break Err(Refused::Closed);
@@ -358,12 +349,11 @@ impl Hub {
             if launches.is_empty() {
                 break Err(Refused::Full);
             }
-            drop(state);
-            self.fly(&mut launches, &mut after);
-            state = self.lock();
+            state = self.fly(state, &mut launches, &mut after);
         };
+        state = self.fly(state, &mut launches, &mut after);
+        state.launches = launches;
         drop(state);
-        self.fly(&mut launches, &mut after);
         self.finish(after);
         pushed
     }
@@ -384,11 +374,11 @@ impl Hub {
         let payload = Payload::Message(message);
         let size = payload.wire_size();
         let mut after = After::default();
-        let mut launches = Vec::new();
         let mut state = self.lock();
         if state.closing.is_some() {
             return Err(Refused::Closed);
         }
+        let mut launches = std::mem::take(&mut state.launches);
         let lanes = state.lanes.clone();
         if lanes.is_empty() {
             state.refuse_unrouted(DropReason::NoSubscriber);
@@ -403,8 +393,9 @@ impl Hub {
                 None => {}
             }
         }
+        state = self.fly(state, &mut launches, &mut after);
+        state.launches = launches;
         drop(state);
-        self.fly(&mut launches, &mut after);
         self.finish(after);
         Ok(())
     }
@@ -415,14 +406,29 @@ impl Hub {
         waiting.register(&mut self.lock(), cx);
     }
 
-    /// Writes what a sender took upon itself to write.
-    #[inline]
-    fn fly(&self, launches: &mut Vec<Launch>, after: &mut After) {
+    /// Writes what a sender took upon itself to write, without the lock.
+    fn fly<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        launches: &mut Vec<Launch>,
+        after: &mut After,
+    ) -> MutexGuard<'a, State> {
+        if launches.is_empty() {
+            return state;
+        }
+        drop(state);
         for Launch { peer, session, wire, mut flight } in launches.drain(..) {
             let how = write_flight(&*wire, &mut flight);
             self.settle(Launched { peer, session, flight }, how, after);
         }
+        self.lock()
     }
+}
+
+/// A copy that several peers share, where that costs less than a copy for each.
+#[inline]
+fn share(payload: &Payload<'_>, matched: &[u32], pool: &mut Pool) -> Option<Message> {
+    (matched.len() > 1 && payload.is_worth_sharing()).then(|| pool.share(payload))
 }
 
 /// Whether a matched peer has no room; launches what may make some.

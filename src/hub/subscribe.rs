@@ -160,7 +160,7 @@ impl Hub {
         };
         if second && changes <= link.sync_again {
             link.sync_done = link.sync_done.max(changes);
-            after.wakers.extend(state.watchers.drain());
+            after.wake_all(&mut state.watchers);
         } else if changes > link.sync_again {
             link.sync_again = changes;
             let context = (context + 1).to_be_bytes();
@@ -265,9 +265,9 @@ impl Hub {
         }
         if matches!(what, Subscription::Cancel(_)) {
             // a publisher that waits for this peer need not any more
-            after.wakers.extend(state.senders.drain());
+            after.wake_all(&mut state.senders);
         }
-        after.wakers.extend(state.watchers.drain());
+        after.wake_all(&mut state.watchers);
         Ok(())
     }
 
@@ -314,8 +314,8 @@ impl Hub {
             (false, Some(info)) => Err(Error::UnknownPeer { peer: info.id }),
             (false, None) => Ok(false),
         };
-        after.wakers.extend(state.senders.drain());
-        after.wakers.extend(state.watchers.drain());
+        after.wake_all(&mut state.senders);
+        after.wake_all(&mut state.watchers);
         drop(state);
         self.finish(after);
         changed
