@@ -20,6 +20,7 @@ main() {
     step "fuzz targets and corpora" fuzz
     step "documentation tests" counted cargo test --workspace --doc --locked
     step "tests" counted test_all
+    step "instruction counts" instruction_counts
 }
 
 set_up() {
@@ -33,6 +34,7 @@ set_up() {
     package python3 python3
     # interop/ builds libzmq for its tests
     package g++ g++
+    package valgrind valgrind
     cargo --version
     rustc --version
     cargo nextest --version 2>/dev/null | head -n 1 \
@@ -118,6 +120,11 @@ test_all() {
         timeout --verbose 40m \
             cargo test --workspace --locked --no-fail-fast --lib --bins --tests --examples
     fi
+}
+
+# The counts do not depend on debug information, the time to build does.
+instruction_counts() {
+    CARGO_PROFILE_BENCH_DEBUG=0 cargo bench --locked --features __bench --bench instructions
 }
 
 # counted COMMAND...: adds the tests that COMMAND reports to the sums of the last lines
