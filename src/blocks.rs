@@ -22,7 +22,7 @@ pub(crate) struct Blocks {
 struct Retired {
     /// With room for more.
     begun: Vec<BytesMut>,
-    /// Full, in the order they were: the first one's slices are likely to go first.
+    /// Full, in the order they were, more or less.
     full: VecDeque<BytesMut>,
 }
 
@@ -37,13 +37,17 @@ impl Blocks {
         if let Some(block) = retired.begun.pop() {
             return block;
         }
-        for _ in 0..TRIES {
-            let Some(mut block) = retired.full.pop_front() else { break };
-            if block.try_reclaim(BLOCK) {
+        // one that was full lately may still be in the processor's cache, the oldest ones are the
+        // likeliest to be free
+        let len = retired.full.len();
+        let latest = (len.saturating_sub(TRIES)..len).rev();
+        for at in latest.chain(0..len.saturating_sub(TRIES).min(TRIES)) {
+            let free = retired.full.get_mut(at).is_some_and(|block| block.try_reclaim(BLOCK));
+            if free && let Some(block) = retired.full.remove(at) {
                 return block;
             }
-            retired.full.push_back(block);
         }
+        retired.full.rotate_left(TRIES.min(len));
         drop(retired);
         BytesMut::with_capacity(BLOCK)
     }
@@ -85,8 +89,8 @@ pub(crate) const RETIRED: usize = 64;
 /// How many of them outlive a pause.
 const KEPT: usize = 4;
 
-/// Blocks that are looked at for one without slices.
-const TRIES: usize = 4;
+/// Blocks at either end that are looked at for one without slices.
+const TRIES: usize = 3;
 
 #[cfg(test)]
 mod tests {
