@@ -1,0 +1,29 @@
+//! dragonwire.
+
+use super::Declined;
+use crate::role::Role;
+use crate::tally::Tally;
+
+pub const SETTINGS: &str = "";
+
+pub fn version() -> String {
+    super::locked_version("tokio")
+}
+
+pub fn declines(_role: &Role) -> Option<Declined> {
+    Some(Declined::OutOfPlace)
+}
+
+pub fn run(_role: &Role) -> Tally {
+    panic!("not built yet")
+}
+
+pub const SETTINGS_BYTES: &str = "";
+
+pub fn declines_bytes(_role: &Role) -> Option<Declined> {
+    Some(Declined::OutOfPlace)
+}
+
+pub fn run_bytes(_role: &Role) -> Tally {
+    panic!("not built yet")
+}
