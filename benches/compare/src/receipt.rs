@@ -1,13 +1,15 @@
 //! How a receiving process counts, and how it ends when not everything comes.
 //!
 //! Each socket has a [`Counter`], which costs it one store per message. A thread looks at the sum
-//! now and then; when that stays the same for two seconds it reports what there is and ends the
-//! process, so that no library's receiving loop needs a timeout in it.
+//! now and then; when that stays the same for two seconds, or shorter once the driver has said go
+//! because the sender is gone, it reports what there is and ends the process: no library's receiving
+//! loop needs a timeout in it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::signals::Go;
 use crate::tally::Tally;
 
 #[derive(Debug, Clone)]
@@ -66,13 +68,21 @@ impl Receipt {
     }
 
     fn give_up_in_the_end(&self) {
+        let sender_gone = Go::listen();
         let (mut seen, mut since) = (0, Instant::now());
         loop {
             std::thread::sleep(GLANCE);
             let now = self.messages();
             if now != seen {
                 (seen, since) = (now, Instant::now());
-            } else if since.elapsed() > if seen == 0 { PATIENCE } else { SILENCE } {
+                continue;
+            }
+            let patience = match seen {
+                _ if sender_gone.said() => REST,
+                0 => PATIENCE,
+                _ => SILENCE,
+            };
+            if since.elapsed() > patience {
                 self.tally_until(since).print();
                 std::process::exit(0);
             }
@@ -101,5 +111,7 @@ impl Counter {
 const GLANCE: Duration = Duration::from_millis(5);
 /// Without a message, after there have been some.
 const SILENCE: Duration = Duration::from_secs(2);
+/// After the sender's end, when everything is with the kernel.
+const REST: Duration = Duration::from_millis(300);
 /// For the first.
 const PATIENCE: Duration = Duration::from_secs(40);

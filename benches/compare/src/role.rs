@@ -50,7 +50,7 @@ pub struct Role {
     /// Ping: where to bind the PULL of the way back, said to the other side in the first message.
     /// Streams, which go both ways, take no notice.
     pub back: Option<String>,
-    /// Messages to send, or that are sent in all; round trips.
+    /// Messages to send, or that are sent in all, a multiple of `topics`; round trips.
     pub count: u64,
     /// Ping and pong: round trips before those that count.
     pub warm_up: u64,
@@ -108,9 +108,10 @@ impl Role {
         serde_json::to_string(self).expect("nothing in a role can fail to be written")
     }
 
-    /// The publisher's topics, of eight octets, in the order in which it takes them.
+    /// The publisher's topics, of eight octets, in the order in which it takes them: not sorted, so
+    /// that what a subscriber gets is spread over all, and it does not leave long before the end.
     pub fn topics(&self) -> Vec<String> {
-        (0..self.topics).map(topic).collect()
+        (0..self.topics).map(|n| topic(n * STRIDE % self.topics)).collect()
     }
 
     /// What a subscriber subscribes to, [`PROBE`] at the end.
@@ -128,15 +129,18 @@ impl Role {
         std::iter::once(matching).chain(others).chain([PROBE.to_owned()]).collect()
     }
 
-    /// How many messages a subscriber gets if none is dropped.
+    /// How many messages a subscriber receives if none is dropped.
     pub fn share(&self, subscriber: usize) -> u64 {
-        if self.topics == 1 {
-            return self.count;
+        match self.topics {
+            _ if subscriber >= self.receiving() => 0,
+            1 => self.count,
+            topics => self.count / topics as u64 * BLOCK as u64,
         }
-        let block = subscriber * BLOCK..(subscriber + 1) * BLOCK;
-        let (rounds, rest) = (self.count / self.topics as u64, self.count % self.topics as u64);
-        let in_rest = block.clone().filter(|&topic| (topic as u64) < rest).count();
-        rounds * block.len() as u64 + in_rest as u64
+    }
+
+    /// Ping and pong: all of them.
+    pub fn round_trips(&self) -> u64 {
+        self.warm_up + self.count
     }
 
     /// The subscriber sockets that receive.
@@ -151,9 +155,13 @@ fn topic(number: usize) -> String {
 
 /// Topics that a subscriber's first prefix matches: those that differ in the last two digits.
 const BLOCK: usize = 100;
+/// A prime, which does not divide the number of topics.
+const STRIDE: usize = 7919;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -165,8 +173,9 @@ mod tests {
     #[test]
     fn a_share_is_what_the_prefixes_match() {
         let role =
-            Role { peers: 8, topics: 10_000, prefixes: 300, count: 20_150, ..Role::default() };
+            Role { peers: 8, topics: 10_000, prefixes: 300, count: 20_000, ..Role::default() };
         let topics = role.topics();
+        assert_eq!(topics.iter().collect::<BTreeSet<_>>().len(), topics.len());
         for subscriber in 0..role.peers {
             let prefixes = role.subscriptions(subscriber);
             let sent = topics.iter().cycle().take(role.count as usize);

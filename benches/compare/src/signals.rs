@@ -10,7 +10,8 @@
 //! ```
 //!
 //! The line to the standard input means go: a publisher starts with what is measured, idle
-//! subscribers end, and an idle publisher (whose count is 0) does too.
+//! subscribers end, an idle publisher (whose count is 0) does too, and a receiver learns that the
+//! sender has ended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

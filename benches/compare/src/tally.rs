@@ -1,7 +1,11 @@
 //! What a measured process reports at its end: one line of JSON on the standard output.
 
+use std::time::Instant;
+
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+
+use crate::role::Role;
 
 /// Peers fill in `messages`, `seconds`, and where they apply `latencies` and `note`; the rest is
 /// measured in [`print`](Self::print).
@@ -80,6 +84,45 @@ impl Latencies {
             max: at(1.0),
             points: quantiles.map(|quantile| (quantile, at(quantile))).collect(),
         }
+    }
+}
+
+/// Times a ping's round trips, but for those of the warm-up.
+#[derive(Debug)]
+pub struct Laps {
+    warm_up: u64,
+    /// When the first began that counts.
+    begun: Instant,
+    started: Instant,
+    nanoseconds: Vec<u64>,
+}
+
+impl Laps {
+    pub fn of(role: &Role) -> Self {
+        let now = Instant::now();
+        let nanoseconds = Vec::with_capacity(role.count as usize);
+        Self { warm_up: role.warm_up, begun: now, started: now, nanoseconds }
+    }
+
+    #[inline]
+    pub fn start(&mut self) {
+        self.started = Instant::now();
+    }
+
+    #[inline]
+    pub fn stop(&mut self) {
+        let now = Instant::now();
+        if self.warm_up > 0 {
+            self.warm_up -= 1;
+            self.begun = now;
+        } else {
+            self.nanoseconds.push((now - self.started).as_nanos() as u64);
+        }
+    }
+
+    pub fn tally(self) -> Tally {
+        let tally = Tally::of(self.nanoseconds.len() as u64, self.begun.elapsed().as_secs_f64());
+        Tally { latencies: Some(Latencies::of(self.nanoseconds)), ..tally }
     }
 }
 

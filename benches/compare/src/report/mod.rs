@@ -4,6 +4,9 @@ pub mod plot;
 pub mod table;
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +24,26 @@ pub struct Report {
     pub rows: Vec<Row>,
 }
 
+impl Report {
+    /// From a folder in which one was written.
+    pub fn read(folder: &Path) -> io::Result<Self> {
+        Ok(serde_json::from_reader(fs::File::open(folder.join(DATA))?)?)
+    }
+
+    /// The data, the tables and the plots, in a folder.
+    pub fn write(&self, folder: &Path) -> io::Result<()> {
+        fs::create_dir_all(folder)?;
+        fs::write(folder.join(DATA), serde_json::to_string_pretty(self)? + "\n")?;
+        fs::write(folder.join("table.md"), table::markdown(self))?;
+        for (name, svg) in plot::plots(self) {
+            fs::write(folder.join(name), svg)?;
+        }
+        Ok(())
+    }
+}
+
+const DATA: &str = "report.json";
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Machine {
     pub cpu: String,
@@ -31,6 +54,30 @@ pub struct Machine {
     pub date: String,
     /// The load average of a minute before the first run: what else ran.
     pub load: String,
+}
+
+impl Machine {
+    /// The one that this runs on; what cannot be found out is left empty.
+    pub fn this() -> Self {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let said = |program: &str, arguments: &[&str]| {
+            let output = Command::new(program).args(arguments).output();
+            let text = output.map(|output| output.stdout).unwrap_or_default();
+            String::from_utf8_lossy(&text).trim().to_owned()
+        };
+        let cpus = read("/proc/cpuinfo");
+        let model = cpus.lines().find(|line| line.starts_with("model name"));
+        let model = model.and_then(|line| line.split_once(':'));
+        let load = read("/proc/loadavg");
+        Self {
+            cpu: model.map_or(String::new(), |(_, model)| model.trim().to_owned()),
+            cores: std::thread::available_parallelism().map_or(0, usize::from),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            rustc: said("rustc", &["--version"]),
+            date: said("date", &["-u", "+%F"]),
+            load: load.split(' ').next().unwrap_or_default().to_owned(),
+        }
+    }
 }
 
 /// One line of the table: the same task for each library.
