@@ -1,0 +1,131 @@
+//! The libraries that are compared, one file each: the raw floor, a bare tokio stream, libzmq,
+//! dragonwire, and the Rust libraries from the registry.
+//!
+//! Such a file has three functions: `run` does what a [`Role`] says in this process, `declines`
+//! tells beforehand which roles the library has nothing for, and `version` which one is built in;
+//! and a constant `SETTINGS`, in which options that are not the library's defaults are stated.
+
+pub mod dragonwire;
+pub mod libzmq;
+pub mod omq;
+pub mod raw;
+pub mod rzmq;
+pub mod tokio_stream;
+pub mod zeromq;
+
+use crate::role::{Role, Runtime};
+use crate::tally::Tally;
+
+#[derive(Debug)]
+pub struct Library {
+    pub name: &'static str,
+    /// For people who know the library, so that they can object.
+    pub settings: &'static str,
+    pub version: fn() -> String,
+    /// Why the library cannot do this, or `None`. Both sides' roles are asked.
+    pub declines: fn(&Role) -> Option<Declined>,
+    /// Does it, and returns when it is done.
+    pub run: fn(&Role) -> Tally,
+}
+
+/// Why a library is not in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Declined {
+    /// The row is not about it; it is left out.
+    OutOfPlace,
+    /// The row is about it, but it does not offer this; the cell says so.
+    Lacks(&'static str),
+}
+
+/// In the order of the tables.
+pub const LIBRARIES: [Library; 8] = [
+    Library {
+        name: "raw",
+        settings: raw::SETTINGS,
+        version: raw::version,
+        declines: raw::declines,
+        run: raw::run,
+    },
+    Library {
+        name: "tokio-stream",
+        settings: tokio_stream::SETTINGS,
+        version: tokio_stream::version,
+        declines: tokio_stream::declines,
+        run: tokio_stream::run,
+    },
+    Library {
+        name: "libzmq",
+        settings: libzmq::SETTINGS,
+        version: libzmq::version,
+        declines: libzmq::declines,
+        run: libzmq::run,
+    },
+    Library {
+        name: "dragonwire",
+        settings: dragonwire::SETTINGS,
+        version: dragonwire::version,
+        declines: dragonwire::declines,
+        run: dragonwire::run,
+    },
+    Library {
+        name: "dragonwire-bytes",
+        settings: dragonwire::SETTINGS_BYTES,
+        version: dragonwire::version,
+        declines: dragonwire::declines_bytes,
+        run: dragonwire::run_bytes,
+    },
+    Library {
+        name: "zeromq",
+        settings: zeromq::SETTINGS,
+        version: zeromq::version,
+        declines: zeromq::declines,
+        run: zeromq::run,
+    },
+    Library {
+        name: "omq",
+        settings: omq::SETTINGS,
+        version: omq::version,
+        declines: omq::declines,
+        run: omq::run,
+    },
+    Library {
+        name: "rzmq",
+        settings: rzmq::SETTINGS,
+        version: rzmq::version,
+        declines: rzmq::declines,
+        run: rzmq::run,
+    },
+];
+
+pub fn library(name: &str) -> Option<&'static Library> {
+    LIBRARIES.iter().find(|library| library.name == name)
+}
+
+/// Runs what an asynchronous library does to its end.
+pub fn block_on<F>(runtime: Runtime, work: F) -> F::Output
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    use tokio::runtime::Builder;
+    let mut builder = match runtime {
+        Runtime::CurrentThread => Builder::new_current_thread(),
+        Runtime::MainTask | Runtime::Threads(_) => Builder::new_multi_thread(),
+    };
+    if let Runtime::Threads(threads) = runtime {
+        builder.worker_threads(threads);
+    }
+    let tokio = builder.enable_all().build().expect("a runtime");
+    match runtime {
+        Runtime::MainTask => tokio.block_on(work),
+        _ => tokio.block_on(async { tokio::spawn(work).await.expect("the work does not panic") }),
+    }
+}
+
+/// The version of a package that this program was built with.
+pub fn locked_version(package: &str) -> String {
+    let name = format!("name = \"{package}\"\nversion = \"");
+    let rest = LOCK.split_once(&name).map(|(_, rest)| rest);
+    rest.and_then(|rest| rest.split('"').next()).unwrap_or("unknown").to_owned()
+}
+
+const LOCK: &str = include_str!("../../Cargo.lock");

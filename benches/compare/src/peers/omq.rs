@@ -1,0 +1,19 @@
+//! The crate `omq`.
+
+use super::Declined;
+use crate::role::Role;
+use crate::tally::Tally;
+
+pub const SETTINGS: &str = "";
+
+pub fn version() -> String {
+    super::locked_version("omq")
+}
+
+pub fn declines(_role: &Role) -> Option<Declined> {
+    Some(Declined::OutOfPlace)
+}
+
+pub fn run(_role: &Role) -> Tally {
+    panic!("not built yet")
+}

@@ -1,0 +1,92 @@
+//! What the processes of a run tell each other while it goes on, by way of the driver: lines on the
+//! standard error, and one line to the standard input.
+//!
+//! ```text
+//! listening ENDPOINT   a binder, once others can connect
+//! connecting           idle subscribers, before the first connects
+//! subscribed           all subscribers are there: said by the publisher if its library tells it so,
+//!                      else by the subscribers, when each has had a message with the topic PROBE,
+//!                      which such a publisher sends every few milliseconds until it is told to go
+//! ```
+//!
+//! The line to the standard input means go: a publisher starts with what is measured, idle
+//! subscribers end, an idle publisher (whose count is 0) does too, and a receiver learns that the
+//! sender has ended.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+pub fn listening(endpoint: impl std::fmt::Display) {
+    eprintln!("listening {endpoint}");
+}
+
+pub fn connecting() {
+    eprintln!("connecting");
+}
+
+pub fn subscribed() {
+    eprintln!("subscribed");
+}
+
+/// Whether the driver has said go.
+#[derive(Debug, Clone)]
+pub struct Go(Arc<AtomicBool>);
+
+impl Go {
+    /// Begins to listen for it.
+    pub fn listen() -> Self {
+        let said = Arc::new(AtomicBool::new(false));
+        let go = Self(Arc::clone(&said));
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).expect("the standard input can be read");
+            said.store(true, Ordering::Release);
+        });
+        go
+    }
+
+    pub fn said(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Waits for it, on a thread.
+    pub fn wait(&self) {
+        while !self.said() {
+            std::thread::sleep(GLANCE);
+        }
+    }
+
+    /// Waits for it, in a task.
+    pub async fn wait_async(&self) {
+        while !self.said() {
+            tokio::time::sleep(GLANCE).await;
+        }
+    }
+}
+
+/// The subscribers of a process that have not had a probe yet; when the last has, that is said.
+#[derive(Debug, Clone)]
+pub struct Roll(Arc<AtomicUsize>);
+
+impl Roll {
+    pub fn of(subscribers: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(subscribers)))
+    }
+
+    /// Once for each subscriber.
+    pub fn present(&self) {
+        if self.0.fetch_sub(1, Ordering::AcqRel) == 1 {
+            subscribed();
+        }
+    }
+}
+
+/// How long a publisher that cannot tell who is there waits between probes: longer for many
+/// subscribers, lest the probes be what is measured.
+pub fn probe_pause(subscribers: usize) -> Duration {
+    GLANCE * (1 + subscribers / 100) as u32
+}
+
+/// How often what nobody announces is looked at.
+const GLANCE: Duration = Duration::from_millis(1);
