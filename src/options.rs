@@ -262,8 +262,9 @@ impl SocketOptions {
         self
     }
 
-    /// How many accepted connections may be in their handshake at once; when there are more, the
-    /// oldest is closed. Default 1024. Not in libzmq.
+    /// How many accepted connections may be in their handshake at once. When there are more, the
+    /// oldest is closed if its handshake has taken half a second; else the next waits to be
+    /// accepted. Default 1024. Not in libzmq.
     #[must_use]
     pub fn max_handshakes(mut self, connections: usize) -> Self {
         self.max_handshakes = connections;

@@ -5,9 +5,10 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,12 +30,12 @@ pub(crate) struct Supervisor {
     pub(crate) shared: Arc<Shared>,
     pub(crate) endpoints: Arc<Endpoints>,
     pub(crate) tasks: TaskTracker,
-    waiting_room: WaitingRoom,
+    waiting_room: Arc<WaitingRoom>,
 }
 
 impl Supervisor {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let waiting_room = WaitingRoom::new(shared.hub.options().max_handshakes);
+        let waiting_room = Arc::new(WaitingRoom::new(shared.hub.options().max_handshakes));
         Self { shared, endpoints: Arc::default(), tasks: TaskTracker::new(), waiting_room }
     }
 
@@ -59,14 +60,18 @@ impl Supervisor {
             let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                accepted = listener.accept() => accepted,
+                accepted = async {
+                    self.waiting_room.vacancy().await;
+                    listener.accept().await
+                } => accepted,
             };
             match accepted {
                 Ok(stream) => {
                     delay = ACCEPT_DELAY;
                     let info = describe(&stream, &endpoint, true);
                     let span = span(&info);
-                    let serve = self.clone().serve(stream, info, entry, stop.clone());
+                    let place = self.waiting_room.enter();
+                    let serve = self.clone().serve(stream, info, place, entry, stop.clone());
                     self.tasks.spawn(serve.instrument(span));
                 }
                 // that peer is gone again, which says nothing about the next one
@@ -96,6 +101,7 @@ impl Supervisor {
         self: Arc<Self>,
         stream: Stream,
         mut info: PeerInfo,
+        place: Place,
         entry: EntryId,
         stop: CancellationToken,
     ) {
@@ -103,7 +109,6 @@ impl Supervisor {
         self.hub().emit(&Event::Accepted { peer: peer.clone() });
         let greeted = match self.admit(&stream, &info) {
             Ok(()) => {
-                let place = self.waiting_room.enter();
                 let (reader, writer) = stream.split();
                 let mut greeter = Greeter::new(&self.shared, reader, writer);
                 tokio::select! {
@@ -117,6 +122,7 @@ impl Supervisor {
             }
             Err(cause) => Err(cause),
         };
+        drop(place);
         let (greeter, session) = match greeted {
             Ok(greeted) => greeted,
             Err(cause) => {
@@ -326,51 +332,88 @@ fn describe(stream: &Stream, endpoint: &Endpoint, accepted: bool) -> PeerInfo {
     }
 }
 
-/// Accepted connections in their handshake. When there are too many the oldest has to go: it has
-/// had the most time, and a flood of them keeps nobody out who is in earnest.
+/// Accepted connections in their handshake. When there are too many the oldest has to go, once it has
+/// had time enough: a flood of them keeps nobody out who is in earnest, and peers who all come at once,
+/// and would all come again if they were turned away, wait with the kernel instead.
 #[derive(Debug)]
 struct WaitingRoom {
-    places: Mutex<VecDeque<(u64, CancellationToken)>>,
+    guests: Mutex<VecDeque<Guest>>,
     next: AtomicU64,
     max: usize,
+    left: Notify,
+}
+
+#[derive(Debug)]
+struct Guest {
+    number: u64,
+    since: Instant,
+    evicted: CancellationToken,
 }
 
 /// A place in the waiting room, free again when this is dropped.
 #[derive(Debug)]
-struct Place<'a> {
-    room: &'a WaitingRoom,
+struct Place {
+    room: Arc<WaitingRoom>,
     number: u64,
     evicted: CancellationToken,
 }
 
 impl WaitingRoom {
     fn new(max: usize) -> Self {
-        Self { places: Mutex::default(), next: AtomicU64::new(0), max: max.max(1) }
+        let (guests, next, left) = Default::default();
+        Self { guests, next, max: max.max(1), left }
     }
 
-    fn enter(&self) -> Place<'_> {
+    /// Waits until there is a place, or somebody who can be asked to leave his.
+    async fn vacancy(&self) {
+        loop {
+            let oldest = {
+                let guests = self.guests();
+                guests.front().filter(|_| guests.len() >= self.max).map(|oldest| oldest.since)
+            };
+            let Some(until) = oldest.map(|since| since + HANDSHAKE_GRACE) else { return };
+            if until <= Instant::now() {
+                return;
+            }
+            tokio::select! {
+                () = self.left.notified() => {}
+                () = sleep_until(until) => {}
+            }
+        }
+    }
+
+    fn enter(self: &Arc<Self>) -> Place {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let evicted = CancellationToken::new();
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.push_back((number, evicted.clone()));
-        let oldest = if places.len() > self.max { places.pop_front() } else { None };
-        drop(places);
-        if let Some((_, oldest)) = oldest {
-            oldest.cancel();
+        let mut guests = self.guests();
+        guests.push_back(Guest { number, since: Instant::now(), evicted: evicted.clone() });
+        let oldest = if guests.len() > self.max { guests.pop_front() } else { None };
+        drop(guests);
+        if let Some(oldest) = oldest {
+            oldest.evicted.cancel();
         }
-        Place { room: self, number, evicted }
+        Place { room: self.clone(), number, evicted }
+    }
+
+    fn guests(&self) -> MutexGuard<'_, VecDeque<Guest>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
-        let mut places = self.room.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guests = self.room.guests();
         // numbers rise from front to back, as far as tasks entered in the order they were made
-        if let Some(at) = places.iter().position(|(number, _)| *number == self.number) {
-            places.remove(at);
+        if let Some(at) = guests.iter().position(|guest| guest.number == self.number) {
+            guests.remove(at);
         }
+        drop(guests);
+        self.room.left.notify_one();
     }
 }
+
+/// What a handshake has before another connection may take its place.
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
 
 /// The waits between attempts to connect.
 #[derive(Debug)]
@@ -456,7 +499,7 @@ mod tests {
 
     #[test]
     fn the_oldest_leaves_a_full_waiting_room() {
-        let room = WaitingRoom::new(2);
+        let room = Arc::new(WaitingRoom::new(2));
         let (first, second) = (room.enter(), room.enter());
         drop(second);
         let third = room.enter();
@@ -464,5 +507,20 @@ mod tests {
         let fourth = room.enter();
         assert!(first.evicted.is_cancelled());
         assert!(!third.evicted.is_cancelled() && !fourth.evicted.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_asked_to_leave_before_his_time() {
+        let room = Arc::new(WaitingRoom::new(2));
+        let start = Instant::now();
+        room.vacancy().await;
+        let (first, _second) = (room.enter(), room.enter());
+        room.vacancy().await;
+        assert_eq!(start.elapsed(), HANDSHAKE_GRACE);
+        let third = room.enter();
+        assert!(first.evicted.is_cancelled());
+        drop((first, third));
+        room.vacancy().await;
+        assert_eq!(start.elapsed(), HANDSHAKE_GRACE, "a place is free");
     }
 }

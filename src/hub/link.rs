@@ -200,7 +200,7 @@ impl Hub {
         let mut after = After::default();
         let mut state = self.lock();
         state.connections += 1;
-        let State { peers, pool, .. } = &mut *state;
+        let State { peers, pool, sends, .. } = &mut *state;
         let slot = peers.get_mut(id.index as usize);
         let Some(peer) = slot.and_then(|slot| slot.peer.as_deref_mut()) else { return };
         peer.info = Some(info.clone());
@@ -217,6 +217,7 @@ impl Hub {
             broken: None,
             paused: false,
             last_write: None,
+            last_send: *sends,
             changes: 1,
             sync_sent: 0,
             sync_again: 0,

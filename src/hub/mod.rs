@@ -91,6 +91,8 @@ struct State {
     /// must hear everything in the order it happened (XPUB), once for each chunk.
     ring: VecDeque<u32>,
     in_order: bool,
+    /// Messages that were to be sent, to whomever.
+    sends: u64,
     /// Scratch space: the peers that the message at hand matches.
     matched: Vec<u32>,
     /// Scratch space: what a sender is about to write, and whose queues it found full.
@@ -157,6 +159,8 @@ struct Link {
     /// The task stopped reading for want of room.
     paused: bool,
     last_write: Option<Instant>,
+    /// What `sends` was when a message of an application's was last queued with nobody writing.
+    last_send: u64,
     /// Changes of this side's subscriptions that the peer was told of; how many of them a sync PING
     /// went out for, and a second one, and how many are confirmed.
     changes: u64,

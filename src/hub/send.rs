@@ -116,7 +116,8 @@ impl State {
     /// Sees to it that somebody writes what was queued: the caller, if it gets a launch. A `lone`
     /// message is worth a system call of its own when the peer has been quiet.
     fn kick(&mut self, index: u32, lone: bool, after: &mut After) -> Option<Launch> {
-        let peer = self.at(index)?;
+        let Self { peers, sends, .. } = self;
+        let peer = at_mut(peers, index)?;
         let batch = peer.outbox.has_batch();
         if peer.outbox.is_flying() {
             return None;
@@ -131,7 +132,10 @@ impl State {
         if link.scheduled {
             return None;
         }
-        if lone {
+        // not when the socket was busy with others: so much for a message is for who waits for one
+        let sends = *sends;
+        let alone = sends.wrapping_sub(std::mem::replace(&mut link.last_send, sends)) <= BUSY;
+        if lone && alone {
             let now = Instant::now();
             let last = link.last_write.replace(now);
             if last.is_none_or(|last| now.saturating_duration_since(last) >= QUIET) {
@@ -164,6 +168,7 @@ impl Hub {
     pub(crate) fn publish(&self, payload: &Payload<'_>) -> Result<Delivery, Refused> {
         let size = payload.wire_size();
         let mut guard = self.lock();
+        guard.sends = guard.sends.wrapping_add(1);
         if guard.closing.is_none() && !self.options.conflate {
             self.match_peers(&mut guard, payload.topic());
             let State { matched, peers, pool, .. } = &mut *guard;
@@ -296,6 +301,7 @@ impl Hub {
         let size = payload.wire_size();
         let mut guard = self.lock();
         let state = &mut *guard;
+        state.sends = state.sends.wrapping_add(1);
         if state.closing.is_none()
             && !self.options.conflate
             && let Some(&index) = state.lanes.get(state.next_lane)
@@ -375,6 +381,7 @@ impl Hub {
         let size = payload.wire_size();
         let mut after = After::default();
         let mut state = self.lock();
+        state.sends = state.sends.wrapping_add(1);
         if state.closing.is_some() {
             return Err(Refused::Closed);
         }
@@ -449,6 +456,9 @@ const FLIGHT: usize = 2 * BATCH;
 
 /// A message to so few peers may be written by its sender right away.
 const LONE: usize = 4;
+
+/// Nor when the socket has sent more than so many since it last wrote to that peer so.
+const BUSY: u64 = 16;
 
 /// How long a peer must have been quiet for that. A tight loop, in which messages are nearer to
 /// each other than a system call is long, is written in batches instead.
