@@ -169,11 +169,15 @@ impl Hub {
         let size = payload.wire_size();
         let mut guard = self.lock();
         guard.sends = guard.sends.wrapping_add(1);
-        if guard.closing.is_none() && !self.options.conflate {
+        if guard.closing.is_none() {
             self.match_peers(&mut guard, payload.topic());
+            if guard.matched.is_empty() {
+                guard.refuse_unrouted(DropReason::NoSubscriber);
+                return Ok(Delivery::default());
+            }
             let State { matched, peers, pool, .. } = &mut *guard;
             let quiet = |&index: &u32| at(peers, index).is_some_and(|peer| peer.takes(size));
-            if !matched.is_empty() && matched.iter().all(quiet) {
+            if !self.options.conflate && matched.iter().all(quiet) {
                 let shared = share(payload, matched, pool);
                 let payload = shared.as_ref().map_or(*payload, Payload::Message);
                 for &index in &*matched {
@@ -188,7 +192,7 @@ impl Hub {
         self.publish_any(guard, payload, size)
     }
 
-    /// The same in whatever state the peers are.
+    /// The same in whatever state the matching peers are.
     fn publish_any<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
@@ -203,7 +207,6 @@ impl Hub {
             if state.closing.is_some() {
                 return Err(Refused::Closed);
             }
-            self.match_peers(&mut state, payload.topic());
             if !wait || !make_room(&mut state, size, &mut launches) {
                 break;
             }
@@ -212,6 +215,8 @@ impl Hub {
                 return Err(Refused::Full);
             }
             state = self.fly(state, &mut launches, &mut after);
+            // somebody else had the lock
+            self.match_peers(&mut state, payload.topic());
         }
         let matched = std::mem::take(&mut state.matched);
         let mut delivery = Delivery { matched: matched.len() as u32, ..Delivery::default() };
