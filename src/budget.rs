@@ -6,7 +6,6 @@
 //! connections write every 128 messages.
 
 use std::cell::Cell;
-use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 
 use tokio::task::coop;
@@ -26,14 +25,6 @@ pub(crate) fn spend(octets: usize) {
 #[inline]
 pub(crate) fn poll_proceed(cx: &mut Context<'_>) -> Poll<()> {
     if SPENT.get() < UNIT { Poll::Ready(()) } else { charge(cx) }
-}
-
-/// The same to be awaited.
-#[inline]
-pub(crate) async fn proceed() {
-    if SPENT.get() >= UNIT {
-        poll_fn(charge).await;
-    }
 }
 
 #[cold]

@@ -1,8 +1,8 @@
 //! What sending sockets share: trying, waiting for room, and sending as a `Sink`.
 
-use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use crate::budget;
 use crate::error::{SendError, TrySendError};
@@ -12,27 +12,58 @@ use crate::outbox::Payload;
 
 /// Tries until a message is accepted or the socket is closed. Nothing is awaited after acceptance.
 #[inline]
-pub(crate) async fn send_when_room<T>(
-    hub: &Arc<Hub>,
-    payload: &Payload<'_>,
-    attempt: impl Fn(&Hub, &Payload<'_>) -> Result<T, Refused>,
-) -> Result<T, Refused> {
-    budget::proceed().await;
-    budget::spend(payload.wire_size());
-    match attempt(hub, payload) {
-        Err(Refused::Full) => {}
-        done => return done,
+pub(crate) fn send_when_room<'a, F>(
+    hub: &'a Arc<Hub>,
+    payload: &'a Payload<'a>,
+    attempt: F,
+) -> SendWhenRoom<'a, F> {
+    SendWhenRoom { hub, payload, attempt, waiting: None }
+}
+
+/// See [`send_when_room`]. It is not an `async fn` because that would copy what it is given once
+/// more, which takes longer than the rest of the common case.
+#[derive(Debug)]
+pub(crate) struct SendWhenRoom<'a, F> {
+    hub: &'a Arc<Hub>,
+    payload: &'a Payload<'a>,
+    attempt: F,
+    waiting: Option<Waiting>,
+}
+
+impl<T, F> Future for SendWhenRoom<'_, F>
+where
+    F: Fn(&Hub, &Payload<'_>) -> Result<T, Refused> + Unpin,
+{
+    type Output = Result<T, Refused>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        ready!(budget::poll_proceed(cx));
+        if self.waiting.is_none() {
+            budget::spend(self.payload.wire_size());
+            match (self.attempt)(self.hub, self.payload) {
+                Err(Refused::Full) => {}
+                done => return Poll::Ready(done),
+            }
+        }
+        self.poll_room(cx)
     }
-    let mut waiting = hub.waiting(WaitFor::Room);
-    poll_fn(|cx| {
+}
+
+impl<T, F> SendWhenRoom<'_, F>
+where
+    F: Fn(&Hub, &Payload<'_>) -> Result<T, Refused>,
+{
+    #[cold]
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Refused>> {
+        let waiting = self.waiting.get_or_insert_with(|| self.hub.waiting(WaitFor::Room));
         // first into the list, then another look: room that comes in between is not missed
-        hub.wait_for_room(&mut waiting, cx);
-        match attempt(hub, payload) {
+        self.hub.wait_for_room(waiting, cx);
+        match (self.attempt)(self.hub, self.payload) {
             Err(Refused::Full) => Poll::Pending,
             done => Poll::Ready(done),
         }
-    })
-    .await
+    }
 }
 
 /// What a `Sink` was given and could not send yet.
