@@ -7,7 +7,8 @@ use std::task::{Context, Poll, ready};
 
 use crate::budget;
 use crate::error::RecvError;
-use crate::hub::{Hub, Taken};
+use crate::framing;
+use crate::hub::{Hub, Sieve, Taken};
 use crate::message::Message;
 use crate::peer::ConnectionId;
 use crate::socket_type::SocketType;
@@ -17,15 +18,16 @@ use crate::socket_type::SocketType;
 pub(crate) struct Receiver {
     hub: Arc<Hub>,
     taken: Taken,
-    /// SUB's filter as it was when the run was taken.
+    /// SUB's filter as it was when the run was taken, and what is still to be filtered.
     changes: u64,
+    sieve: Sieve,
     filters: bool,
 }
 
 impl Receiver {
     pub(crate) fn new(hub: Arc<Hub>) -> Self {
         let filters = hub.kind() == SocketType::Sub;
-        Self { hub, taken: Taken::nothing(), changes: 0, filters }
+        Self { hub, taken: Taken::nothing(), changes: u64::MAX, sieve: Sieve::default(), filters }
     }
 
     /// The next message of the run in hand.
@@ -36,14 +38,19 @@ impl Receiver {
         loop {
             let message = self.taken.chunk.next_message()?;
             self.hub.note_in_hand(self.taken.chunk.messages);
-            // the subscriptions may have changed since the run was taken
-            if self.filters
-                && self.hub.filter_changes() != self.changes
-                && !self.hub.still_wanted(&self.taken, message.topic())
-            {
-                continue;
+            if !self.filters {
+                return Some(message);
             }
-            return Some(message);
+            // the subscriptions may have changed since the run was taken
+            if self.hub.filter_changes() != self.changes {
+                if self.hub.still_wanted(&self.taken, message.topic()) {
+                    return Some(message);
+                }
+            } else if self.sieve.passes(message.topic()) {
+                return Some(message);
+            } else {
+                self.hub.count_filtered(&self.taken);
+            }
         }
     }
 
@@ -55,6 +62,7 @@ impl Receiver {
         // in one piece, so that what is copied out of the read buffer is copied once
         if !self.is_disturbed()
             && let Some((wire, octets)) = self.taken.chunk.few()
+            && self.sieve.passes(framing::first_of_few(wire))
         {
             let received = Poll::Ready(Ok(Message::from_few(wire, octets)));
             self.taken.chunk.skip_few(octets);
@@ -104,8 +112,8 @@ impl Receiver {
             self.hub.discard(&mut self.taken);
             return Poll::Ready(Err(RecvError::Closed));
         }
-        self.changes = self.hub.filter_changes();
-        self.taken = ready!(self.hub.poll_take(&mut self.taken, cx))?;
+        let Self { hub, taken, changes, sieve, .. } = self;
+        *taken = ready!(hub.poll_take(taken, sieve, changes, cx))?;
         Poll::Ready(Ok(()))
     }
 

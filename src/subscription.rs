@@ -215,7 +215,6 @@ impl SubscriptionSet {
     }
 
     /// How many distinct topics are wanted.
-    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.trie.len
     }

@@ -28,7 +28,7 @@ use std::task::{Context, Waker};
 use std::time::Instant;
 
 pub(crate) use link::{Closing, Leaving, Writing, Written, write_flight};
-pub(crate) use receive::Taken;
+pub(crate) use receive::{Sieve, Taken};
 pub use send::Delivery;
 pub(crate) use send::Refused;
 pub(crate) use subscribe::Form;

@@ -26,6 +26,30 @@ impl Taken {
     }
 }
 
+/// What of SUB's filter the receiver checks for itself, as it hands messages out.
+#[derive(Debug, Default)]
+pub(crate) enum Sieve {
+    /// Nothing: everything is wanted, or what is not was sorted out when the run was taken.
+    #[default]
+    Open,
+    /// Whether the topic begins with one of a few prefixes, which is cheaper than to look for runs
+    /// of wanted messages beforehand.
+    Prefixes(Vec<Box<[u8]>>),
+}
+
+impl Sieve {
+    /// Prefixes that are looked at one after the other.
+    const FEW: usize = 8;
+
+    #[inline]
+    pub(crate) fn passes(&self, topic: &[u8]) -> bool {
+        match self {
+            Self::Open => true,
+            Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| topic.starts_with(prefix)),
+        }
+    }
+}
+
 impl State {
     /// Puts received messages, or what stands for them, into a peer's inbox.
     pub(super) fn take_in(&mut self, index: u32, chunk: Chunk, conflate: bool, after: &mut After) {
@@ -72,10 +96,13 @@ impl State {
 }
 
 impl Hub {
-    /// The next run of messages, in exchange for the one before.
+    /// The next run of messages, in exchange for the one before, and what is to be sieved out of it;
+    /// `changes` is [`filter_changes`](Self::filter_changes) as of the sieve.
     pub(crate) fn poll_take(
         &self,
         done: &mut Taken,
+        sieve: &mut Sieve,
+        changes: &mut u64,
         cx: Option<&mut Context<'_>>,
     ) -> Poll<Result<Taken, RecvError>> {
         let mut after = After::default();
@@ -83,7 +110,10 @@ impl Hub {
         self.hand_back(&mut state, done, &mut after);
         let taken = match state.closing {
             Some(_) => Err(RecvError::Closed),
-            None => self.take(&mut state, &mut after),
+            None => {
+                let sorted = self.set_sieve(&state, sieve, changes);
+                self.take(&mut state, sorted, &mut after)
+            }
         };
         let poll = match (taken, cx) {
             (Err(RecvError::Empty), Some(cx)) => {
@@ -97,9 +127,27 @@ impl Hub {
         poll
     }
 
-    fn take(&self, state: &mut State, after: &mut After) -> Result<Taken, RecvError> {
+    /// Brings the sieve up to date; whether runs are to be sorted out instead.
+    fn set_sieve(&self, state: &State, sieve: &mut Sieve, changes: &mut u64) -> bool {
+        if self.kind != SocketType::Sub {
+            return false;
+        }
+        let all = state.filter.has_all();
+        let sorted = self.options.invert_matching || !all && state.filter.len() > Sieve::FEW;
+        if std::mem::replace(changes, self.filter_changes()) != *changes {
+            *sieve = Sieve::Open;
+            if !sorted && !all {
+                let mut prefixes = Vec::new();
+                state.filter.for_each(|prefix| prefixes.push(prefix.into()));
+                *sieve = Sieve::Prefixes(prefixes);
+            }
+        }
+        sorted
+    }
+
+    /// `sorted`: only messages that are wanted.
+    fn take(&self, state: &mut State, sorted: bool, after: &mut After) -> Result<Taken, RecvError> {
         let invert = self.options.invert_matching;
-        let filtering = self.kind == SocketType::Sub && (invert || !state.filter.has_all());
         while let Some(index) = state.ring.pop_front() {
             let State { peers, filter, .. } = state;
             let slot = peers.get_mut(index as usize);
@@ -109,7 +157,7 @@ impl Hub {
                 && let Some(chunk) = peer.inbox.front()
             {
                 let before = (chunk.messages, chunk.bytes.len());
-                if !filtering {
+                if !sorted {
                     taken.chunk = peer.inbox.pop().unwrap_or(Chunk::empty());
                     (taken.messages, taken.bytes) = before;
                     continue;
@@ -202,13 +250,22 @@ impl Hub {
         {
             return true;
         }
+        self.count_filtered_in(&mut state, taken);
+        false
+    }
+
+    /// A message that was taken was not wanted.
+    pub(crate) fn count_filtered(&self, taken: &Taken) {
+        self.count_filtered_in(&mut self.lock(), taken);
+    }
+
+    fn count_filtered_in(&self, state: &mut State, taken: &Taken) {
         let counters = match taken.peer.and_then(|id| state.peer(id)) {
             Some(peer) => &mut peer.inc,
             None => &mut state.gone_in,
         };
         counters.delivered -= 1;
         counters.dropped.add(DropReason::Filtered, 1);
-        false
     }
 
     /// Who sent the message that was received last.
