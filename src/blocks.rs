@@ -1,16 +1,16 @@
 //! Buffers that are handed on as slices and used again once those are gone.
 //!
 //! A connection has a block only while octets are coming in. What was read is handed on as slices;
-//! the rest of the block serves the next read, of whichever connection, and a block whose slices are
-//! all gone is used again instead of going back to the allocator (which would cost page faults, as it
-//! is freed on another thread than it is filled).
+//! the rest of the block serves the next read, of whichever connection of the process, and a block
+//! whose slices are all gone is used again instead of going back to the allocator (which would cost
+//! page faults, as it is freed on another thread than it is filled).
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
 
-/// Blocks that nobody is filling, shared by the connections of a socket.
+/// Blocks that nobody is filling.
 #[derive(Debug)]
 pub(crate) struct Blocks {
     /// How many are kept at most.
@@ -18,7 +18,7 @@ pub(crate) struct Blocks {
     retired: Mutex<Retired>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Retired {
     /// With room for more.
     begun: Vec<BytesMut>,
@@ -27,8 +27,9 @@ struct Retired {
 }
 
 impl Blocks {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { limit, retired: Mutex::default() }
+    pub(crate) const fn new(limit: usize) -> Self {
+        let retired = Retired { begun: Vec::new(), full: VecDeque::new() };
+        Self { limit, retired: Mutex::new(retired) }
     }
 
     /// An empty buffer with room for a good read.
@@ -82,9 +83,10 @@ pub(crate) const BLOCK: usize = 256 * 1024;
 /// What must be left of a block for it to be worth reading into.
 pub(crate) const ROOM: usize = 64 * 1024;
 
-/// Blocks to read into that a socket keeps for later: 16 MiB, somewhat more than what the default
-/// mark of a receive queue pins.
-pub(crate) const RETIRED: usize = 64;
+/// What all connections of the process read into. Were they to have blocks of their own, each would
+/// read into memory that has left the processor's cache since its last turn. At most 64 MiB, what the
+/// default marks of some receive queues pin.
+pub(crate) static READING: Blocks = Blocks::new(256);
 
 /// How many of them outlive a pause.
 const KEPT: usize = 4;

@@ -13,7 +13,8 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use crate::blocks::{BLOCK, Blocks, ROOM};
+use crate::blocks::{BLOCK, READING, ROOM};
+use crate::budget;
 use crate::engine::{EngineConfig, HANDSHAKE_MAX};
 use crate::error::DisconnectCause;
 use crate::greeting::GREETING;
@@ -21,14 +22,6 @@ use crate::hub::{Closing, Hub, PeerId, Wire, Writing, Written, write_flight};
 use crate::peer::{PeerInfo, SessionInfo};
 use crate::session::{Handshake, Next, Session};
 use crate::transport::{Reader, Writer};
-
-/// What all connections of a socket share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) hub: Arc<Hub>,
-    pub(crate) engine: Arc<EngineConfig>,
-    pub(crate) blocks: Blocks,
-}
 
 /// A connection before READY.
 #[derive(Debug)]
@@ -40,8 +33,8 @@ pub(crate) struct Greeter {
 }
 
 impl Greeter {
-    pub(crate) fn new(shared: &Shared, reader: Reader, writer: Arc<Writer>) -> Self {
-        let handshake = Handshake::new(shared.engine.clone());
+    pub(crate) fn new(engine: Arc<EngineConfig>, reader: Reader, writer: Arc<Writer>) -> Self {
+        let handshake = Handshake::new(engine);
         Self { reader, writer, handshake, buf: BytesMut::with_capacity(256) }
     }
 
@@ -93,16 +86,14 @@ impl Greeter {
     }
 
     /// The connection from here on.
-    pub(crate) fn open(self, shared: Arc<Shared>, peer: PeerId, info: Arc<PeerInfo>) -> Connection {
+    pub(crate) fn open(self, hub: Arc<Hub>, peer: PeerId, info: Arc<PeerInfo>) -> Connection {
         let Self { reader, writer, handshake, buf } = self;
         let now = Instant::now();
-        let hub = shared.hub.clone();
         let mut session =
             Session::open(handshake, hub.clone(), peer, info, writer.clone(), now.into_std());
         // what stood behind READY in the same read
         session.received(buf.len());
         Connection {
-            shared,
             hub,
             peer,
             reader,
@@ -116,6 +107,7 @@ impl Greeter {
             unread: true,
             left: 0,
             budget: 0,
+            gave_way: 0,
             state: State::Open,
             write_failed: None,
             read_ended: None,
@@ -129,7 +121,6 @@ impl Greeter {
 /// A connection from READY to its end.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    shared: Arc<Shared>,
     hub: Arc<Hub>,
     peer: PeerId,
     reader: Reader,
@@ -151,6 +142,8 @@ pub(crate) struct Connection {
     left: usize,
     /// Octets that may still be read before others have their turn.
     budget: usize,
+    /// See [`budget::is_ahead`].
+    gave_way: u64,
     state: State,
     /// Why nothing can be sent any more, and why nothing more will come.
     write_failed: Option<DisconnectCause>,
@@ -186,6 +179,10 @@ impl Connection {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DisconnectCause> {
+        if budget::is_ahead(&mut self.gave_way) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         self.budget = READ_MAX;
         for _ in 0..TURNS {
             match self.turn(cx) {
@@ -346,6 +343,7 @@ impl Connection {
                 }
                 Poll::Ready(Ok(octets)) => {
                     self.budget = self.budget.saturating_sub(octets);
+                    budget::note_read(octets);
                     self.session.received(octets);
                     self.unread = true;
                 }
@@ -373,7 +371,7 @@ impl Connection {
             self.buf.reserve(trusted.min(self.needed.saturating_sub(self.buf.len())).max(ROOM));
             self.buffer = Buffer::Large;
         } else {
-            let mut block = self.shared.blocks.get();
+            let mut block = READING.get();
             block.extend_from_slice(&self.buf);
             self.change_buffer(block, Buffer::Block);
         }
@@ -392,7 +390,7 @@ impl Connection {
         let mut old = std::mem::replace(&mut self.buf, buf);
         old.clear();
         match std::mem::replace(&mut self.buffer, buffer) {
-            Buffer::Block => self.shared.blocks.put(old),
+            Buffer::Block => READING.put(old),
             Buffer::Rest => self.rest = old,
             Buffer::Large => {}
         }
@@ -404,7 +402,7 @@ impl Connection {
             let now = Instant::now();
             if self.session.tick(now.into_std())? {
                 self.hub.trim();
-                self.shared.blocks.trim();
+                READING.trim();
                 self.rest = BytesMut::new();
             }
             if self.session.out().len() > self.left {

@@ -114,6 +114,7 @@ impl Receiver {
         }
         let Self { hub, taken, changes, sieve, .. } = self;
         *taken = ready!(hub.poll_take(taken, sieve, changes, cx))?;
+        budget::note_taken();
         Poll::Ready(Ok(()))
     }
 

@@ -7,8 +7,6 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use crate::blocks::{Blocks, RETIRED};
-use crate::connection::Shared;
 use crate::endpoint::Endpoint;
 use crate::endpoints::{EndpointState, EndpointStates, EndpointStatus, Removed};
 use crate::engine::EngineConfig;
@@ -50,15 +48,15 @@ impl Drop for Inner {
         match Handle::try_current() {
             Ok(runtime) if !supervisor.tasks.is_empty() => drop(runtime.spawn(async move {
                 supervisor.tasks.wait().await;
-                supervisor.shared.hub.emit_closed();
+                supervisor.hub.emit_closed();
             })),
-            _ => supervisor.shared.hub.emit_closed(),
+            _ => supervisor.hub.emit_closed(),
         }
     }
 }
 
 fn begin_close(supervisor: &Supervisor) {
-    let hub = &supervisor.shared.hub;
+    let hub = &supervisor.hub;
     hub.close(hub.linger_from(Instant::now().into_std()));
     supervisor.endpoints.close();
     supervisor.tasks.close();
@@ -78,8 +76,7 @@ impl Socket {
     fn with_valid(kind: SocketType, options: SocketOptions) -> Self {
         let engine = Arc::new(EngineConfig::new(kind, &options));
         let hub = Arc::new(Hub::new(kind, Arc::new(options)));
-        let shared = Arc::new(Shared { hub, engine, blocks: Blocks::new(RETIRED) });
-        Self(Arc::new(Inner(Arc::new(Supervisor::new(shared)))))
+        Self(Arc::new(Inner(Arc::new(Supervisor::new(hub, engine)))))
     }
 
     fn supervisor(&self) -> &Arc<Supervisor> {
@@ -87,7 +84,7 @@ impl Socket {
     }
 
     pub(crate) fn hub(&self) -> &Arc<Hub> {
-        &self.supervisor().shared.hub
+        &self.supervisor().hub
     }
 
     pub(crate) fn options(&self) -> &SocketOptions {

@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
-use crate::connection::{Greeter, Shared};
+use crate::connection::Greeter;
 use crate::endpoint::Endpoint;
 use crate::endpoints::{EndpointState, Endpoints, EntryId, Stop};
+use crate::engine::EngineConfig;
 use crate::error::DisconnectCause;
 use crate::hub::{Hub, Leaving, PeerId};
 use crate::monitor::Event;
@@ -27,24 +28,22 @@ use crate::transport::{self, Listener, Stream};
 /// What the tasks of a socket share.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) hub: Arc<Hub>,
+    engine: Arc<EngineConfig>,
     pub(crate) endpoints: Arc<Endpoints>,
     pub(crate) tasks: TaskTracker,
     waiting_room: Arc<WaitingRoom>,
 }
 
 impl Supervisor {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let waiting_room = Arc::new(WaitingRoom::new(shared.hub.options().max_handshakes));
-        Self { shared, endpoints: Arc::default(), tasks: TaskTracker::new(), waiting_room }
-    }
-
-    fn hub(&self) -> &Hub {
-        &self.shared.hub
+    pub(crate) fn new(hub: Arc<Hub>, engine: Arc<EngineConfig>) -> Self {
+        let waiting_room = Arc::new(WaitingRoom::new(hub.options().max_handshakes));
+        let (endpoints, tasks) = (Arc::default(), TaskTracker::new());
+        Self { hub, engine, endpoints, tasks, waiting_room }
     }
 
     fn options(&self) -> &SocketOptions {
-        self.hub().options()
+        self.hub.options()
     }
 
     /// Accepts until told to stop.
@@ -77,7 +76,7 @@ impl Supervisor {
                 // that peer is gone again, which says nothing about the next one
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    self.hub().emit(&Event::AcceptFailed {
+                    self.hub.emit(&Event::AcceptFailed {
                         endpoint: endpoint.clone(),
                         error: error.to_string(),
                         retry_in: delay,
@@ -93,7 +92,7 @@ impl Supervisor {
         }
         drop(listener);
         stopped.cancel();
-        self.hub().emit(&Event::Unbound { endpoint });
+        self.hub.emit(&Event::Unbound { endpoint });
     }
 
     /// One accepted connection, from its first octet to its last.
@@ -106,11 +105,11 @@ impl Supervisor {
         stop: CancellationToken,
     ) {
         let peer = Arc::new(info.clone());
-        self.hub().emit(&Event::Accepted { peer: peer.clone() });
+        self.hub.emit(&Event::Accepted { peer: peer.clone() });
         let greeted = match self.admit(&stream, &info) {
             Ok(()) => {
                 let (reader, writer) = stream.split();
-                let mut greeter = Greeter::new(&self.shared, reader, writer);
+                let mut greeter = Greeter::new(self.engine.clone(), reader, writer);
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => Err(DisconnectCause::Local),
@@ -132,10 +131,10 @@ impl Supervisor {
         };
         info.session = Some(session);
         let info = Arc::new(info);
-        let id = self.hub().add_peer(info.endpoint.clone(), false);
-        let connection = greeter.open(self.shared.clone(), id, info.clone());
+        let id = self.hub.add_peer(info.endpoint.clone(), false);
+        let connection = greeter.open(self.hub.clone(), id, info.clone());
         if !self.endpoints.enter(entry, id) {
-            self.hub().close_peer(id, self.hub().linger_from(Instant::now().into_std()));
+            self.hub.close_peer(id, self.hub.linger_from(Instant::now().into_std()));
         }
         let cause = connection.run().await;
         self.endpoints.leave(entry, id);
@@ -169,11 +168,11 @@ impl Supervisor {
             DisconnectCause::Local => Leaving::Closed,
             _ => Leaving::Lost,
         };
-        let discarded = self.hub().detach(id, leaving);
+        let discarded = self.hub.detach(id, leaving);
         if discarded > 0 {
             tracing::warn!(%peer, %cause, discarded, "messages died with a connection");
         }
-        self.hub().emit(&Event::Disconnected { peer, cause, discarded });
+        self.hub.emit(&Event::Disconnected { peer, cause, discarded });
     }
 
     /// Keeps an endpoint connected until told to stop, and then until its queue is flushed or
@@ -197,7 +196,7 @@ impl Supervisor {
         loop {
             let attempt = backoff.attempt;
             self.endpoints.set(entry, EndpointState::Connecting { attempt });
-            self.hub().emit(&Event::Connecting { endpoint: endpoint.clone(), attempt });
+            self.hub.emit(&Event::Connecting { endpoint: endpoint.clone(), attempt });
             let connected = tokio::select! {
                 biased;
                 () = &mut given_up => break,
@@ -220,7 +219,7 @@ impl Supervisor {
                     match greeted {
                         Err(cause) => cause,
                         Ok((greeter, info)) => {
-                            let connection = greeter.open(self.shared.clone(), peer, info.clone());
+                            let connection = greeter.open(self.hub.clone(), peer, info.clone());
                             self.endpoints.set(entry, EndpointState::Ready);
                             let cause = connection.run().instrument(span).await;
                             let over = cause == DisconnectCause::Local;
@@ -244,28 +243,28 @@ impl Supervisor {
             let attempt = backoff.attempt;
             self.endpoints
                 .set(entry, EndpointState::Backoff { cause: cause.clone(), attempt, delay });
-            self.hub().emit(&Event::Retry { endpoint: endpoint.clone(), cause, attempt, delay });
+            self.hub.emit(&Event::Retry { endpoint: endpoint.clone(), cause, attempt, delay });
             tokio::select! {
                 biased;
                 () = &mut given_up => break,
                 () = sleep(delay) => {}
             }
         }
-        let discarded = self.hub().detach(peer, Leaving::Closed);
+        let discarded = self.hub.detach(peer, Leaving::Closed);
         if discarded > 0 {
             tracing::warn!(%endpoint, discarded, "messages died with an endpoint");
         }
         stopped.cancel();
-        self.hub().emit(&Event::EndpointRemoved { endpoint });
+        self.hub.emit(&Event::EndpointRemoved { endpoint });
     }
 
     /// Resolves when an endpoint is to be removed, and nothing is left to send or it is too late.
     async fn given_up(&self, peer: PeerId, stop: &CancellationToken) {
         stop.cancelled().await;
-        if self.hub().is_flushed(peer) {
+        if self.hub.is_flushed(peer) {
             return;
         }
-        match self.hub().closing(peer).and_then(|closing| closing.deadline) {
+        match self.hub.closing(peer).and_then(|closing| closing.deadline) {
             Some(deadline) => sleep_until(Instant::from_std(deadline)).await,
             None => std::future::pending().await,
         }
@@ -292,9 +291,9 @@ impl Supervisor {
     ) -> Result<(Greeter, Arc<PeerInfo>), DisconnectCause> {
         let peer = Arc::new(info.clone());
         self.endpoints.set(entry, EndpointState::Handshaking);
-        self.hub().emit(&Event::Connected { peer: peer.clone() });
+        self.hub.emit(&Event::Connected { peer: peer.clone() });
         let (reader, writer) = stream.split();
-        let mut greeter = Greeter::new(&self.shared, reader, writer);
+        let mut greeter = Greeter::new(self.engine.clone(), reader, writer);
         match greeter.greet(self.options().handshake_timeout).await {
             Ok(session) => {
                 info.session = Some(session);
@@ -308,8 +307,8 @@ impl Supervisor {
     }
 
     fn fail_handshake(&self, peer: Arc<PeerInfo>, cause: &DisconnectCause) {
-        self.hub().count_failed_handshake();
-        self.hub().emit(&Event::HandshakeFailed { peer, cause: cause.clone() });
+        self.hub.count_failed_handshake();
+        self.hub.emit(&Event::HandshakeFailed { peer, cause: cause.clone() });
     }
 }
 
