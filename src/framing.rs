@@ -121,13 +121,6 @@ pub(crate) fn write_small<'a>(out: &'a mut [u8], body: &[u8], more: bool) -> &'a
     rest
 }
 
-/// The first frame's body of a few octets in the new framing that begin with a whole message.
-#[inline]
-pub(crate) fn first_of_few(wire: &[u8]) -> &[u8] {
-    let [_, len, rest @ ..] = wire else { return &[] };
-    rest.get(..usize::from(*len)).unwrap_or_default()
-}
-
 /// Appends the header of a message frame in the framing of ZMTP 1.0.
 pub(crate) fn put_old_header(out: &mut Vec<u8>, len: usize, more: bool) {
     let counted = len as u64 + 1;

@@ -1,6 +1,7 @@
 //! What one peer has sent and the application has not taken: whole messages, as they came.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use bytes::{Buf, Bytes};
 
@@ -13,6 +14,16 @@ pub(crate) struct Chunk {
     pub(crate) bytes: Bytes,
     pub(crate) messages: usize,
     pub(crate) framing: Framing,
+}
+
+/// Where the first message of a chunk lies.
+#[derive(Debug)]
+pub(crate) struct Front {
+    /// Its first frame's body.
+    pub(crate) topic: Range<usize>,
+    end: usize,
+    /// Whether it is encoded as this crate would.
+    canonical: bool,
 }
 
 impl Chunk {
@@ -28,17 +39,26 @@ impl Chunk {
         Self { bytes: Bytes::new(), messages: 0, framing: Framing::New }
     }
 
-    /// Where the first message ends, and whether it is encoded as this crate would.
+    /// Where the first message lies.
     #[inline]
-    fn first_end(&self) -> Option<(usize, bool)> {
+    pub(crate) fn front(&self) -> Option<Front> {
+        if self.messages == 0 {
+            return None;
+        }
         let mut rest = &self.bytes[..];
+        let mut topic = None;
         let mut canonical = true;
         loop {
             let frame = split_any_frame(self.framing, rest)?;
             rest = frame.rest;
+            let end = self.bytes.len() - rest.len();
             canonical &= frame.header.canonical;
-            if !frame.header.command && !frame.header.more {
-                return Some((self.bytes.len() - rest.len(), canonical));
+            if frame.header.command {
+                continue;
+            }
+            let topic = topic.get_or_insert(end - frame.body.len()..end);
+            if !frame.header.more {
+                return Some(Front { topic: topic.clone(), end, canonical });
             }
         }
     }
@@ -55,44 +75,45 @@ impl Chunk {
         }
     }
 
-    /// The first message if it is small, and how many octets it has; it is not alone, so that more
-    /// octets than its own can be copied. See [`skip_few`](Self::skip_few).
-    #[inline(always)]
-    pub(crate) fn few(&self) -> Option<(&[u8; SMALL], usize)> {
-        if self.messages == 0 {
-            return None;
-        }
-        let wire = self.bytes.first_chunk()?;
-        let (end, canonical) = self.first_end()?;
-        if end <= SMALL && canonical { Some((wire, end)) } else { None }
+    /// Octets of the chunk, such as those of a [`Front`].
+    #[inline]
+    pub(crate) fn octets(&self, range: Range<usize>) -> &[u8] {
+        self.bytes.get(range).unwrap_or_default()
     }
 
-    /// Drops the first message, of so many octets, which was copied.
+    /// The first message, which is as `front` says.
     #[inline(always)]
-    pub(crate) fn skip_few(&mut self, octets: usize) {
+    pub(crate) fn take(&mut self, front: &Front) -> Message {
         self.messages -= 1;
-        if self.messages == 0 {
-            self.bytes = Bytes::new();
-        } else {
-            self.bytes.advance(octets);
+        // a message is returned where it is made, so that it is not moved once more
+        if !front.canonical {
+            let wire = self.cut(front.end);
+            return self.plain_message(&wire);
         }
+        if front.end <= SMALL
+            && self.messages > 0
+            && let Some(&few) = self.bytes.first_chunk()
+        {
+            self.bytes.advance(front.end);
+            return Message::from_few(few, front.end);
+        }
+        Message::from_wire(self.cut(front.end))
+    }
+
+    #[inline]
+    fn cut(&mut self, end: usize) -> Bytes {
+        if self.messages > 0 {
+            return self.bytes.split_to(end);
+        }
+        let mut wire = std::mem::take(&mut self.bytes);
+        wire.truncate(end);
+        wire
     }
 
     /// Takes the first message.
     pub(crate) fn next_message(&mut self) -> Option<Message> {
-        if self.messages == 0 {
-            return None;
-        }
-        let (end, canonical) = self.first_end()?;
-        self.messages -= 1;
-        let wire = if self.messages == 0 {
-            let mut wire = std::mem::take(&mut self.bytes);
-            wire.truncate(end);
-            wire
-        } else {
-            self.bytes.split_to(end)
-        };
-        Some(if canonical { Message::from_wire(wire) } else { self.plain_message(&wire) })
+        let front = self.front()?;
+        Some(self.take(&front))
     }
 
     /// A message in another framing or form: its frames, cut up.
@@ -110,8 +131,8 @@ impl Chunk {
 
     /// Drops the first message unread.
     pub(crate) fn skip_message(&mut self) {
-        if let Some((end, _)) = self.first_end() {
-            self.bytes.advance(end);
+        if let Some(front) = self.front() {
+            self.bytes.advance(front.end);
             self.messages = self.messages.saturating_sub(1);
         } else {
             *self = Self::empty();

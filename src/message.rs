@@ -97,9 +97,9 @@ impl Message {
 
     /// The same for a few octets that are copied: the first `len` of `wire`.
     #[inline(always)]
-    pub(crate) fn from_few(wire: &[u8; SMALL], len: usize) -> Self {
+    pub(crate) fn from_few(wire: [u8; SMALL], len: usize) -> Self {
         debug_assert!(len <= SMALL, "that is what few are");
-        Self(Repr::Small(Small { len, octets: *wire }))
+        Self(Repr::Small(Small { len, octets: wire }))
     }
 
     /// A message of copies of these frames.
@@ -348,7 +348,7 @@ mod tests {
             if wire.len() <= SMALL {
                 let mut octets = [9; SMALL];
                 octets[..wire.len()].copy_from_slice(&wire);
-                assert_eq!(Message::from_few(&octets, wire.len()), made);
+                assert_eq!(Message::from_few(octets, wire.len()), made);
             }
         }
         assert_eq!(Message::from(["a", "b"]).frames().collect::<Vec<_>>(), [b"a", b"b"]);

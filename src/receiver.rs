@@ -7,7 +7,6 @@ use std::task::{Context, Poll, ready};
 
 use crate::budget;
 use crate::error::RecvError;
-use crate::framing;
 use crate::hub::{Hub, Sieve, Taken};
 use crate::message::Message;
 use crate::peer::ConnectionId;
@@ -59,15 +58,13 @@ impl Receiver {
         ready!(budget::poll_proceed(cx));
         // received octets are not copied
         budget::spend(0);
-        // in one piece, so that what is copied out of the read buffer is copied once
         if !self.is_disturbed()
-            && let Some((wire, octets)) = self.taken.chunk.few()
-            && self.sieve.passes(framing::first_of_few(wire))
+            && let Some(front) = self.taken.chunk.front()
+            && self.sieve.passes(self.taken.chunk.octets(front.topic.clone()))
         {
-            let received = Poll::Ready(Ok(Message::from_few(wire, octets)));
-            self.taken.chunk.skip_few(octets);
+            let message = self.taken.chunk.take(&front);
             self.hub.note_in_hand(self.taken.chunk.messages);
-            return received;
+            return Poll::Ready(Ok(message));
         }
         self.poll_next(cx)
     }
