@@ -92,7 +92,7 @@ pub(crate) static READING: Blocks = Blocks::new(256);
 const KEPT: usize = 4;
 
 /// Blocks at either end that are looked at for one without slices.
-const TRIES: usize = 3;
+const TRIES: usize = 16;
 
 #[cfg(test)]
 mod tests {
