@@ -16,12 +16,9 @@ pub fn row(plan: &Plan, task: &Task) -> Row {
     let mut series: Vec<_> = plan
         .libraries(task)
         .into_iter()
-        .map(|(library, lacks)| match lacks {
-            Some(what) => Series { note: Some(what.to_owned()), ..Series::of(library, task, 0) },
-            None => match calibrate(library, task, plan.time) {
-                Ok(count) => Series::of(library, task, count),
-                Err(fault) => Series { note: Some(fault), ..Series::of(library, task, 0) },
-            },
+        .map(|library| match calibrate(library, task, plan.time) {
+            Ok(count) => Series::of(library, task, count),
+            Err(fault) => Series { note: Some(fault), ..Series::of(library, task, 0) },
         })
         .collect();
     for _ in 0..plan.runs {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::peers::{Declined, LIBRARIES, Library};
+use crate::peers::{LIBRARIES, Library};
 use crate::report::Parameters;
 use crate::role::{Role, Runtime, Verb};
 
@@ -140,20 +140,14 @@ impl Plan {
         }
     }
 
-    /// The libraries of a row, and why one that the row is about cannot be in it.
-    pub fn libraries(&self, task: &Task) -> Vec<(&'static Library, Option<&'static str>)> {
-        let mut libraries = Vec::new();
-        for library in LIBRARIES.iter().filter(|library| within(&self.peers, library.name)) {
-            if task.scenario == "runtimes" && library.name != "dragonwire" {
-                continue;
-            }
-            match (library.declines)(&task.role) {
-                None => libraries.push((library, None)),
-                Some(Declined::Lacks(what)) => libraries.push((library, Some(what))),
-                Some(Declined::OutOfPlace) => {}
-            }
-        }
-        libraries
+    /// The libraries of a row.
+    pub fn libraries(&self, task: &Task) -> Vec<&'static Library> {
+        let named = LIBRARIES.iter().filter(|library| within(&self.peers, library.name));
+        let alone = task.scenario == "runtimes";
+        let in_place = |library: &&Library| {
+            !(library.declines)(&task.role) && (!alone || library.name == "dragonwire")
+        };
+        named.filter(in_place).collect()
     }
 }
 

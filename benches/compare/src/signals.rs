@@ -14,7 +14,7 @@
 //! sender has ended.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub fn listening(endpoint: impl std::fmt::Display) {
@@ -61,23 +61,6 @@ impl Go {
     pub async fn wait_async(&self) {
         while !self.said() {
             tokio::time::sleep(GLANCE).await;
-        }
-    }
-}
-
-/// The subscribers of a process that have not had a probe yet; when the last has, that is said.
-#[derive(Debug, Clone)]
-pub struct Roll(Arc<AtomicUsize>);
-
-impl Roll {
-    pub fn of(subscribers: usize) -> Self {
-        Self(Arc::new(AtomicUsize::new(subscribers)))
-    }
-
-    /// Once for each subscriber.
-    pub fn present(&self) {
-        if self.0.fetch_sub(1, Ordering::AcqRel) == 1 {
-            subscribed();
         }
     }
 }

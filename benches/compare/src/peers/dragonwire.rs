@@ -3,48 +3,49 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use dragonwire::{OnFull, PubSocket, PullSocket, PushSocket, SocketOptions, SubSocket};
+use dragonwire::{Message, OnFull, PubSocket, PullSocket, PushSocket, SocketOptions, SubSocket};
 
-use super::{Declined, block_on};
+use super::block_on;
 use crate::receipt::{Counter, Receipt};
 use crate::role::{PROBE, Role, Verb};
 use crate::signals::{self, Go};
 use crate::tally::{Laps, Tally};
 
-pub const SETTINGS: &str = "default options, but OnFull::Wait for PUB where lossless; PUSH sends \
-     with send_frames, PUB with publish, which copy; recv receives; several subscribers are sockets \
-     with a task each";
+pub const SETTINGS: &str = "default options, but OnFull::Wait for PUB where lossless; payloads \
+     below 8 KiB are slices, sent with send_frames and publish, which copy, larger ones clones of a \
+     Bytes; recv receives; several subscribers are sockets with a task each";
 
-/// For those who have their payload in a `Bytes` already.
-pub const SETTINGS_BYTES: &str = "the same, but PUSH sends clones of one Bytes";
+/// For those who have their payload in a `Bytes`, or in a slice, whatever its size.
+pub const SETTINGS_OTHER: &str =
+    "the same, but payloads below 8 KiB are a Bytes, larger ones slices";
 
 pub fn version() -> String {
     super::locked_version("dragonwire")
 }
 
-pub fn declines(_role: &Role) -> Option<Declined> {
-    None
+pub fn declines(_role: &Role) -> bool {
+    false
 }
 
-pub fn declines_bytes(role: &Role) -> Option<Declined> {
-    (!matches!(role.verb, Verb::Push | Verb::Pull)).then_some(Declined::OutOfPlace)
+pub fn declines_other(role: &Role) -> bool {
+    !matches!(role.verb, Verb::Push | Verb::Pull)
 }
 
 pub fn run(role: &Role) -> Tally {
     run_with(role, false)
 }
 
-pub fn run_bytes(role: &Role) -> Tally {
+pub fn run_other(role: &Role) -> Tally {
     run_with(role, true)
 }
 
 type Done<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-fn run_with(role: &Role, bytes: bool) -> Tally {
+fn run_with(role: &Role, other: bool) -> Tally {
     let role = role.clone();
     block_on(role.runtime, async move {
         let done = match role.verb {
-            Verb::Push => push(&role, bytes).await,
+            Verb::Push => push(&role, other).await,
             Verb::Pull => pull(&role).await,
             Verb::Pub => publish(&role).await,
             Verb::Sub => subscribe(&role).await,
@@ -56,12 +57,12 @@ fn run_with(role: &Role, bytes: bool) -> Tally {
     })
 }
 
-async fn push(role: &Role, bytes: bool) -> Done<Tally> {
+async fn push(role: &Role, other: bool) -> Done<Tally> {
     let push = PushSocket::with_options(options(role))?;
     push.connect(&role.endpoint).await?;
     let payload = vec![b'x'; role.size];
     let start = Instant::now();
-    if bytes {
+    if shares(role) != other {
         let payload = Bytes::from(payload);
         for _ in 0..role.count {
             push.send(payload.clone()).await?;
@@ -100,8 +101,16 @@ async fn publish(role: &Role) -> Done<Tally> {
     let payload = vec![b'x'; role.size];
     let topics = role.topics();
     let start = Instant::now();
-    for topic in topics.iter().cycle().take(role.count as usize) {
-        publisher.publish(topic, &payload).await?;
+    if shares(role) {
+        let payload = Bytes::from(payload);
+        let topics: Vec<Bytes> = topics.into_iter().map(Bytes::from).collect();
+        for topic in topics.iter().cycle().take(role.count as usize) {
+            publisher.send(Message::pair(topic.clone(), payload.clone())).await?;
+        }
+    } else {
+        for topic in topics.iter().cycle().take(role.count as usize) {
+            publisher.publish(topic, &payload).await?;
+        }
     }
     let seconds = start.elapsed().as_secs_f64();
     publisher.close().await;
@@ -190,6 +199,11 @@ async fn pong(role: &Role) -> Done<Tally> {
     }
     push.close().await;
     Ok(Tally::default())
+}
+
+/// Whether the payload is one that dragonwire sends by reference.
+fn shares(role: &Role) -> bool {
+    role.size >= 8192
 }
 
 fn options(role: &Role) -> SocketOptions {

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use dragonwire_interop::libzmq::{self, Context, Error, Frame, Opt, Socket, SocketType};
 
-use super::Declined;
 use crate::receipt::{Counter, Receipt};
 use crate::role::{PROBE, Role, Verb};
 use crate::signals::{self, Go};
@@ -22,8 +21,8 @@ pub fn version() -> String {
     format!("{major}.{minor}.{patch}")
 }
 
-pub fn declines(_role: &Role) -> Option<Declined> {
-    None
+pub fn declines(_role: &Role) -> bool {
+    false
 }
 
 pub fn run(role: &Role) -> Tally {

@@ -2,7 +2,7 @@
 //! dragonwire, and the Rust libraries from the registry.
 //!
 //! Such a file has three functions: `run` does what a [`Role`] says in this process, `declines`
-//! tells beforehand which roles the library has nothing for, and `version` which one is built in;
+//! tells beforehand which rows are not about it, and `version` which one is built in;
 //! and a constant `SETTINGS`, in which options that are not the library's defaults are stated.
 
 pub mod dragonwire;
@@ -22,19 +22,10 @@ pub struct Library {
     /// For people who know the library, so that they can object.
     pub settings: &'static str,
     pub version: fn() -> String,
-    /// Why the library cannot do this, or `None`. Both sides' roles are asked.
-    pub declines: fn(&Role) -> Option<Declined>,
+    /// Whether the row of such a sender is not about the library.
+    pub declines: fn(&Role) -> bool,
     /// Does it, and returns when it is done.
     pub run: fn(&Role) -> Tally,
-}
-
-/// Why a library is not in a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Declined {
-    /// The row is not about it; it is left out.
-    OutOfPlace,
-    /// The row is about it, but it does not offer this; the cell says so.
-    Lacks(&'static str),
 }
 
 /// In the order of the tables.
@@ -68,11 +59,11 @@ pub const LIBRARIES: [Library; 8] = [
         run: dragonwire::run,
     },
     Library {
-        name: "dragonwire-bytes",
-        settings: dragonwire::SETTINGS_BYTES,
+        name: "dragonwire-other",
+        settings: dragonwire::SETTINGS_OTHER,
         version: dragonwire::version,
-        declines: dragonwire::declines_bytes,
-        run: dragonwire::run_bytes,
+        declines: dragonwire::declines_other,
+        run: dragonwire::run_other,
     },
     Library {
         name: "zeromq",

@@ -12,7 +12,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
 
-use super::Declined;
 use crate::receipt::{Counter, Receipt};
 use crate::role::{Role, Verb};
 use crate::signals::{self, Go};
@@ -26,9 +25,9 @@ pub fn version() -> String {
     "std".to_owned()
 }
 
-pub fn declines(role: &Role) -> Option<Declined> {
+pub fn declines(role: &Role) -> bool {
     let drops = role.verb == Verb::Pub && !role.lossless;
-    (drops || role.verb == Verb::Idle).then_some(Declined::OutOfPlace)
+    drops || role.verb == Verb::Idle
 }
 
 pub fn run(role: &Role) -> Tally {

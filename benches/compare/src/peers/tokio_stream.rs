@@ -3,8 +3,8 @@
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use super::block_on;
 use super::raw::{Address, address, message};
-use super::{Declined, block_on};
 use crate::role::{Role, Verb};
 use crate::signals;
 use crate::tally::{Laps, Tally};
@@ -16,8 +16,8 @@ pub fn version() -> String {
     super::locked_version("tokio")
 }
 
-pub fn declines(role: &Role) -> Option<Declined> {
-    (!matches!(role.verb, Verb::Ping | Verb::Pong)).then_some(Declined::OutOfPlace)
+pub fn declines(role: &Role) -> bool {
+    !matches!(role.verb, Verb::Ping | Verb::Pong)
 }
 
 pub fn run(role: &Role) -> Tally {

@@ -4,25 +4,10 @@ mod axis;
 mod chart;
 mod svg;
 
-use std::path::{Path, PathBuf};
-use std::{fs, io};
-
 use axis::{Axis, number, octets};
 use chart::{Chart, Line, Mark};
 
 use super::{Cell, Machine, Parameters, Report, Row, Spread};
-
-/// Writes all plots that the report has rows for into a folder, which it makes if there is none.
-pub(crate) fn write_all(report: &Report, folder: &Path) -> io::Result<Vec<PathBuf>> {
-    fs::create_dir_all(folder)?;
-    let mut written = Vec::new();
-    for (name, svg) in plots(report) {
-        let path = folder.join(name);
-        fs::write(&path, svg)?;
-        written.push(path);
-    }
-    Ok(written)
-}
 
 /// File names and their contents.
 pub fn plots(report: &Report) -> Vec<(String, String)> {
@@ -442,15 +427,5 @@ mod tests {
         silent.cells.iter_mut().for_each(|cell| cell.latencies = None);
         let other = row("idle", "tcp", 64);
         assert_eq!(names(&report(vec![empty, silent, other])), [""; 0]);
-    }
-
-    #[test]
-    fn all_are_written_into_a_new_folder() {
-        let folder = tempfile::tempdir().unwrap();
-        let folder = folder.path().join("report");
-        let report = report(vec![row("push-pull", "tcp", 16), row("push-pull", "tcp", 64)]);
-        let written = write_all(&report, &folder).unwrap();
-        assert_eq!(written.len(), 2);
-        assert!(written.iter().all(|path| path.is_file()));
     }
 }

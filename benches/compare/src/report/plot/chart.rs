@@ -129,7 +129,7 @@ struct Pen {
 fn pen(library: &str) -> Pen {
     let (colour, width, dash, shape) = match library {
         "dragonwire" => ("#d1242f", STRONGEST, "", Shape::Circle),
-        "dragonwire-bytes" => ("#e8838a", 2.0, "6 3", Shape::Circle),
+        "dragonwire-other" => ("#e8838a", 2.0, "6 3", Shape::Circle),
         "libzmq" => ("#0969da", 2.0, "", Shape::Square),
         "omq" => ("#1a8f5a", 2.0, "", Shape::Triangle),
         "zeromq" => ("#8250df", 2.0, "", Shape::Diamond),
