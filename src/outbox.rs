@@ -53,9 +53,15 @@ impl Payload<'_> {
         }
     }
 
-    /// Appends the frames in the new framing.
+    /// Whether it is better packed once than for each of several peers.
     #[inline]
-    fn pack(&self, out: &mut Vec<u8>) {
+    pub(crate) fn is_small(size: usize) -> bool {
+        size < SHARE
+    }
+
+    /// Appends the frames in the new framing.
+    #[inline(always)]
+    pub(crate) fn pack(&self, out: &mut Vec<u8>) {
         match self {
             Payload::Message(message) => match message.encoded() {
                 Encoded::Wire(wire) => out.extend_from_slice(wire),
@@ -88,6 +94,7 @@ pub(crate) struct Pool {
     queues: Vec<VecDeque<Segment>>,
     /// Scratch space.
     header: Vec<u8>,
+    pub(crate) packed: Vec<u8>,
     /// For copies that several peers share.
     block: BytesMut,
     blocks: Blocks,
@@ -100,6 +107,7 @@ impl Default for Pool {
             spare: 0,
             queues: Vec::new(),
             header: Vec::new(),
+            packed: Vec::new(),
             block: BytesMut::new(),
             blocks: Blocks::new(SHARED_BLOCKS),
         }
@@ -354,26 +362,43 @@ impl Outbox {
     }
 
     /// Queues a message of so many octets on the wire, whether or not there is room.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, payload: &Payload<'_>, size: usize, pool: &mut Pool) {
-        // a small message goes where the one before it went
-        if size < SHARE
-            && self.framing == Framing::New
-            && let Some(segment) = self.segments.back_mut()
-            && let Segment { data: Data::Packed(packed), sealed: false, .. } = segment
-            && packed.len() < BATCH
-        {
-            packed.reserve(size);
-            payload.pack(packed);
-            segment.messages += 1;
-            self.messages += 1;
-            self.bytes += size;
-        } else {
-            self.push_any(payload, pool);
+        match self.tail(size) {
+            Some(tail) => payload.pack(tail),
+            None => self.push_any(payload, pool),
         }
     }
 
+    /// The same for a message that has been [packed](Payload::pack) for several peers.
+    #[inline(always)]
+    pub(crate) fn push_packed(&mut self, payload: &Payload<'_>, wire: &[u8], pool: &mut Pool) {
+        match self.tail(wire.len()) {
+            Some(tail) => tail.extend_from_slice(wire),
+            None => self.push_any(payload, pool),
+        }
+    }
+
+    /// Where a small message goes: behind the one before. It is counted already.
+    #[inline(always)]
+    fn tail(&mut self, size: usize) -> Option<&mut Vec<u8>> {
+        if size < SHARE
+            && self.framing == Framing::New
+            && let Some(segment) = self.segments.back_mut()
+            && let Segment { data: Data::Packed(packed), sealed: false, messages, .. } = segment
+            && packed.len() < BATCH
+        {
+            *messages += 1;
+            self.messages += 1;
+            self.bytes += size;
+            packed.reserve(size);
+            return Some(packed);
+        }
+        None
+    }
+
     /// The same for whatever message.
+    #[inline(never)]
     fn push_any(&mut self, payload: &Payload<'_>, pool: &mut Pool) {
         let before = self.segments.len();
         let tail = self.segments.back().map_or(0, |segment| segment.bytes().len());

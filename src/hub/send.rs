@@ -6,7 +6,7 @@ use std::task::Context;
 use std::time::{Duration, Instant};
 
 use super::link::{Launched, write_flight};
-use super::{After, Form, Hub, Peer, PeerId, State, Waiting, Wire, at, at_mut};
+use super::{After, Form, Hub, Peer, PeerId, Slot, State, Waiting, Wire, at, at_mut};
 use crate::command::Subscription;
 use crate::message::Message;
 use crate::options::OnFull;
@@ -67,7 +67,7 @@ impl Peer {
                 || link.blocked)
     }
 
-    #[inline]
+    #[inline(always)]
     fn queue(&mut self, payload: &Payload<'_>, size: usize, pool: &mut Pool) {
         self.outbox.push(payload, size, pool);
         self.out.accepted += 1;
@@ -76,7 +76,7 @@ impl Peer {
 
 impl State {
     /// Queues a message if [that is all there is to do](Peer::takes).
-    #[inline]
+    #[inline(always)]
     fn queue(&mut self, index: u32, payload: &Payload<'_>, size: usize) -> bool {
         let Some(peer) = at_mut(&mut self.peers, index).filter(|peer| peer.takes(size)) else {
             return false;
@@ -178,13 +178,7 @@ impl Hub {
             let State { matched, peers, pool, .. } = &mut *guard;
             let quiet = |&index: &u32| at(peers, index).is_some_and(|peer| peer.takes(size));
             if !self.options.conflate && matched.iter().all(quiet) {
-                let shared = share(payload, matched, pool);
-                let payload = shared.as_ref().map_or(*payload, Payload::Message);
-                for &index in &*matched {
-                    if let Some(peer) = at_mut(peers, index) {
-                        peer.queue(&payload, size, pool);
-                    }
-                }
+                queue_for_all(peers, matched, payload, size, pool);
                 let all = matched.len() as u32;
                 return Ok(Delivery { matched: all, queued: all, dropped: 0 });
             }
@@ -434,6 +428,41 @@ impl Hub {
             self.settle(Launched { peer, session, flight }, how, after);
         }
         self.lock()
+    }
+}
+
+/// Queues a message for peers of which each [takes](Peer::takes) it.
+#[inline]
+fn queue_for_all(
+    peers: &mut [Slot],
+    matched: &[u32],
+    payload: &Payload<'_>,
+    size: usize,
+    pool: &mut Pool,
+) {
+    if let &[index] = matched {
+        if let Some(peer) = at_mut(peers, index) {
+            peer.queue(payload, size, pool);
+        }
+    } else if Payload::is_small(size) {
+        let mut packed = std::mem::take(&mut pool.packed);
+        packed.clear();
+        payload.pack(&mut packed);
+        for &index in matched {
+            if let Some(peer) = at_mut(peers, index) {
+                peer.outbox.push_packed(payload, &packed, pool);
+                peer.out.accepted += 1;
+            }
+        }
+        pool.packed = packed;
+    } else {
+        let shared = share(payload, matched, pool);
+        let payload = shared.as_ref().map_or(*payload, Payload::Message);
+        for &index in matched {
+            if let Some(peer) = at_mut(peers, index) {
+                peer.queue(&payload, size, pool);
+            }
+        }
     }
 }
 
