@@ -74,6 +74,7 @@ package() {
 format() {
     cargo fmt --all --check
     cargo fmt --manifest-path fuzz/Cargo.toml --check
+    cargo fmt --manifest-path benches/compare/Cargo.toml --check
 }
 
 documentation() {

@@ -74,6 +74,7 @@ impl Maker {
 
 /// A socket of either.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a test has a few of them")]
 pub enum Side {
     /// One of dragonwire's.
     Dragonwire(Dragon),

@@ -3,8 +3,9 @@
 //! - The adaptive throttle is off, as in the tool: traffic here goes one way.
 //! - Writes hold up to 512 messages and 1 MiB (`SNDBATCH_COUNT`, `SNDBATCH_BYTES`), the guide's
 //!   advice for many small messages; it does no harm to large ones.
-//! - Socket buffers are of 64 KiB, as in the tool, but only over tcp and not for messages from
-//!   1 KiB to 64 KiB: those, and ipc, are faster with the kernel's own.
+//! - Socket buffers are of 64 KiB, as in the tool, where they help: over tcp, if no message may be
+//!   dropped, and not for messages from 1 KiB to 64 KiB. Elsewhere the kernel's own are faster, and
+//!   a PUB that may drop drops less.
 //! - A publisher that may not lose anything has `XPUB_NODROP`. One that may yields after each 64
 //!   messages, lest on a runtime of one thread most are dropped at the default mark of 256.
 //! - Messages of two frames go by `send_multipart` and `recv_multipart`, the guide's preference.
@@ -31,10 +32,11 @@ use crate::role::{PROBE, Role, Verb};
 use crate::signals::{self, Go};
 use crate::tally::{Latencies, Tally};
 
-pub const SETTINGS: &str = "ADAPTIVE_THROTTLE 0; SNDBATCH_COUNT 512, SNDBATCH_BYTES 1 MiB; over \
-     tcp SNDBUF and RCVBUF 64 KiB but for messages from 1 KiB to 64 KiB; XPUB_NODROP for lossless \
-     publishing, otherwise a PUB yields after each 64 messages; round trips by REQ and REP; \
-     neither TCP_CORK nor io_uring, which did not help on two cores";
+pub const SETTINGS: &str = "ADAPTIVE_THROTTLE 0; SNDBATCH_COUNT 512, SNDBATCH_BYTES 1 MiB; SNDBUF \
+     and RCVBUF 64 KiB over tcp where nothing may be dropped, but for messages from 1 KiB to 64 \
+     KiB; XPUB_NODROP for lossless publishing, otherwise a PUB yields after each 64 messages; a \
+     context for each subscriber; round trips by REQ and REP; neither TCP_CORK nor io_uring, which \
+     did not help on two cores";
 
 pub fn version() -> String {
     super::locked_version("rzmq")

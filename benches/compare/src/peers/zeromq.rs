@@ -43,7 +43,7 @@ pub fn declines(_role: &Role) -> bool {
 pub fn run(role: &Role) -> Tally {
     let role = role.clone();
     super::block_on(role.runtime, async move {
-        match role.verb {
+        let tally = match role.verb {
             Verb::Push => push(&role).await,
             Verb::Pull => pull(&role).await,
             Verb::Pub if role.lossless => publish_all(&role).await,
@@ -52,8 +52,19 @@ pub fn run(role: &Role) -> Tally {
             Verb::Ping => ping(&role).await,
             Verb::Pong => pong(&role).await,
             Verb::Idle => stay(&role).await,
-        }
+        };
+        Tally { note: note(&role), ..tally }
     })
+}
+
+/// What the library did in another way than the role has it.
+fn note(role: &Role) -> Option<String> {
+    let note = match role.verb {
+        Verb::Pub | Verb::Sub if role.lossless => "XPUB, as PUB always drops",
+        _ if role.hwm.is_some() => "its marks are fixed at 100 000",
+        _ => return None,
+    };
+    Some(note.to_owned())
 }
 
 async fn push(role: &Role) -> Tally {
@@ -96,8 +107,17 @@ async fn receive(socket: &mut impl SocketRecv, counter: &mut Counter) {
 
 async fn publish(role: &Role) -> Tally {
     let mut socket = PubSocket::new();
+    let mut events = socket.monitor();
     attach(&mut socket, role).await;
     let go = Go::listen();
+    // it does not tell of subscriptions, but of connections; probes before all are there would be
+    // what takes the time
+    let mut absent = if role.bind { role.peers } else { 0 };
+    while absent > 0
+        && let Some(event) = events.next().await
+    {
+        absent -= usize::from(matches!(event, SocketEvent::Accepted(..)));
+    }
     let probe = ZmqMessage::from(PROBE);
     while !go.said() {
         socket.send(probe.clone()).await.expect("the socket is open");
