@@ -32,25 +32,26 @@ impl Blocks {
         Self { limit, retired: Mutex::new(retired) }
     }
 
-    /// An empty buffer with room for a good read.
-    pub(crate) fn get(&self) -> BytesMut {
+    /// An empty buffer with room for a good read, and for `size` octets at least.
+    pub(crate) fn get(&self, size: usize) -> BytesMut {
         let mut retired = self.lock();
-        if let Some(block) = retired.begun.pop() {
-            return block;
+        if let Some(at) = retired.begun.iter().rposition(|block| block.capacity() >= size) {
+            return retired.begun.remove(at);
         }
+        let size = size.max(BLOCK);
         // one that was full lately may still be in the processor's cache, the oldest ones are the
         // likeliest to be free
         let len = retired.full.len();
         let latest = (len.saturating_sub(TRIES)..len).rev();
         for at in latest.chain(0..len.saturating_sub(TRIES).min(TRIES)) {
-            let free = retired.full.get_mut(at).is_some_and(|block| block.try_reclaim(BLOCK));
+            let free = retired.full.get_mut(at).is_some_and(|block| block.try_reclaim(size));
             if free && let Some(block) = retired.full.remove(at) {
                 return block;
             }
         }
         retired.full.rotate_left(TRIES.min(len));
         drop(retired);
-        BytesMut::with_capacity(BLOCK)
+        BytesMut::with_capacity(size)
     }
 
     /// Takes a buffer back. It must be empty; slices of it may live on.
@@ -101,22 +102,36 @@ mod tests {
     #[test]
     fn a_block_serves_until_it_is_full_and_again_when_its_slices_are_gone() {
         let blocks = Blocks::new(8);
-        let mut block = blocks.get();
+        let mut block = blocks.get(0);
         let start = block.as_ptr();
         block.resize(100, 0);
         let slice = block.split().freeze();
         blocks.put(block);
-        let mut block = blocks.get();
+        let mut block = blocks.get(0);
         assert_eq!(block.as_ptr() as usize, start as usize + 100, "the rest of it");
         block.resize(block.capacity() - 10, 0);
         drop(block.split());
         blocks.put(block);
-        let other = blocks.get();
+        let other = blocks.get(0);
         assert_ne!(other.as_ptr(), start, "a slice is alive");
         blocks.put(other);
         drop(slice);
-        let mut seen = [blocks.get(), blocks.get()];
+        let mut seen = [blocks.get(0), blocks.get(0)];
         seen.sort_by_key(|block| block.as_ptr());
         assert!(seen.iter().any(|block| block.as_ptr() == start));
+    }
+
+    #[test]
+    fn what_is_left_of_a_block_is_given_to_who_needs_no_more() {
+        let blocks = Blocks::new(8);
+        let mut block = blocks.get(0);
+        block.resize(100_000, 0);
+        let start = block.as_ptr() as usize;
+        let _slice = block.split().freeze();
+        blocks.put(block);
+        let larger = blocks.get(200_000);
+        assert!(larger.capacity() >= 200_000 && larger.as_ptr() as usize != start + 100_000);
+        assert!(blocks.get(2 * BLOCK).capacity() >= 2 * BLOCK);
+        assert_eq!(blocks.get(100_000).as_ptr() as usize, start + 100_000);
     }
 }

@@ -66,7 +66,7 @@ impl Greeter {
                     self.buf.reserve(more);
                 }
             }
-            if poll_fn(|cx| self.reader.poll_read(cx, &mut self.buf)).await? == 0 {
+            if poll_fn(|cx| self.reader.poll_read(cx, &mut self.buf, usize::MAX)).await? == 0 {
                 return Err(DisconnectCause::PeerClosed);
             }
         }
@@ -102,7 +102,9 @@ impl Greeter {
             buf,
             buffer: Buffer::Rest,
             rest: BytesMut::new(),
+            large: Vec::new(),
             needed: 0,
+            expected: 0,
             largest: 0,
             unread: true,
             left: 0,
@@ -131,8 +133,12 @@ pub(crate) struct Connection {
     buffer: Buffer,
     /// For the next rest of a message, once there was one.
     rest: BytesMut,
+    /// Buffers of large messages, to be used again when those are gone.
+    large: Vec<BytesMut>,
     /// What the buffer must come to hold for anything to happen, as far as the peer says.
     needed: usize,
+    /// Octets of the message that was waited for last; the next ones may be like it.
+    expected: usize,
     /// The most octets that were ever whole at once: a peer that sends large messages is read
     /// from in large pieces.
     largest: usize,
@@ -299,12 +305,22 @@ impl Connection {
                 let now = Instant::now().into_std();
                 let before = self.buf.len();
                 let next = self.session.input(&mut self.buf, now)?;
-                self.largest = self.largest.max(before - self.buf.len());
+                let whole = before - self.buf.len();
+                self.largest = self.largest.max(whole);
+                if whole > 0 && whole < self.expected {
+                    // they are smaller now
+                    self.expected = 0;
+                }
                 waiting = next == Next::Wait;
                 let reading = !waiting || self.buf.len() < READ_AHEAD;
                 self.session.set_reading(reading, now);
                 match next {
-                    Next::Read(needed) => self.needed = needed,
+                    Next::Read(needed) => {
+                        self.needed = needed;
+                        if needed > self.buf.len() + HEADER {
+                            self.expected = needed;
+                        }
+                    }
                     Next::Wait if reading => {}
                     Next::Write | Next::Wait => {
                         self.unread = true;
@@ -329,7 +345,8 @@ impl Connection {
                 return Ok(true);
             }
             self.make_room();
-            match self.reader.poll_read(cx, &mut self.buf) {
+            let limit = self.read_limit();
+            match self.reader.poll_read(cx, &mut self.buf, limit) {
                 Poll::Ready(Ok(0)) => {
                     self.read_ended = Some(match self.state {
                         State::Open => DisconnectCause::PeerClosed,
@@ -364,17 +381,43 @@ impl Connection {
         if spare >= ROOM || (spare > 0 && awaited && self.buf.len() > SMALL_REST) {
             return;
         }
-        if self.needed > BLOCK {
+        if self.needed <= BLOCK && self.expected > BLOCK && self.largest >= self.expected {
+            // a buffer for just that, so that nothing of it is copied from one to the next
+            let size = self.expected.max(self.buf.len() + ROOM);
+            let used = self.large.iter_mut().position(|large| large.try_reclaim(size));
+            let mut large = match used {
+                Some(at) => self.large.swap_remove(at),
+                None => BytesMut::with_capacity(size),
+            };
+            large.extend_from_slice(&self.buf);
+            self.change_buffer(large, Buffer::Large);
+        } else if self.needed > BLOCK {
             // grown by what has come, not by what was announced, but for a peer that has kept its
             // word before
             let trusted = self.buf.len().max(self.largest).max(BLOCK);
             self.buf.reserve(trusted.min(self.needed.saturating_sub(self.buf.len())).max(ROOM));
             self.buffer = Buffer::Large;
         } else {
-            let mut block = READING.get();
+            let len = self.buf.len();
+            let size = if self.needed > len + HEADER { self.needed } else { len + ROOM };
+            let mut block = READING.get(size);
             block.extend_from_slice(&self.buf);
             self.change_buffer(block, Buffer::Block);
         }
+        debug_assert!(self.buf.capacity() > self.buf.len(), "to read nothing is taken for the end");
+    }
+
+    /// How much to read: of large messages only as many as fit, since what would come of the next one
+    /// would have to be copied into the next buffer.
+    fn read_limit(&self) -> usize {
+        let (len, capacity) = (self.buf.len(), self.buf.capacity());
+        let spare = capacity - len;
+        let begun = if self.needed > len + HEADER { self.needed } else { len };
+        if self.expected < LARGE || begun >= capacity {
+            return spare;
+        }
+        let whole = begun + (capacity - begun) / self.expected * self.expected;
+        if whole > len { whole - len } else { spare }
     }
 
     /// Nothing is coming: the block goes back, a small rest is kept without it.
@@ -392,7 +435,10 @@ impl Connection {
         match std::mem::replace(&mut self.buffer, buffer) {
             Buffer::Block => READING.put(old),
             Buffer::Rest => self.rest = old,
-            Buffer::Large => {}
+            Buffer::Large => {
+                self.large.truncate(LARGE_KEPT - 1);
+                self.large.push(old);
+            }
         }
     }
 
@@ -404,6 +450,7 @@ impl Connection {
                 self.hub.trim();
                 READING.trim();
                 self.rest = BytesMut::new();
+                self.large = Vec::new();
             }
             if self.session.out().len() > self.left {
                 return Ok(true);
@@ -433,6 +480,16 @@ const READ_MAX: usize = 2 * BLOCK;
 /// Octets that are read although there is no room for the messages in them, so that PINGs among them
 /// are answered.
 const READ_AHEAD: usize = 64 * 1024;
+
+/// What is asked for when not even a frame's length is known is at most so much more.
+const HEADER: usize = 10;
+
+/// Buffers of large messages that a connection keeps while messages flow: one is being read into, one
+/// is the application's.
+const LARGE_KEPT: usize = 2;
+
+/// Messages from this size on are worth not being cut by the end of a block.
+const LARGE: usize = 4 * 1024;
 
 /// A rest of a message that is copied out of a block rather than pinning it.
 const SMALL_REST: usize = 4 * 1024;

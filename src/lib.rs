@@ -35,7 +35,7 @@
 //! ```
 //!
 //! The sender encodes straight into the octets that the kernel will be given; the receiver gets
-//! slices of the octets that the kernel gave. In between there is no channel, no task and no
+//! slices of the octets that the kernel gave, or copies of up to 80 of them. In between there is no channel, no task and no
 //! allocation per message.
 //!
 //! # What counts against a high-water mark

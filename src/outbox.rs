@@ -153,14 +153,7 @@ impl Pool {
         }
         if self.block.capacity() < octets.len() {
             self.blocks.put(std::mem::take(&mut self.block));
-            let next = self.blocks.get();
-            // one that was begun may be too small as well
-            self.block = if next.capacity() < octets.len() {
-                self.blocks.put(next);
-                BytesMut::with_capacity(BLOCK)
-            } else {
-                next
-            };
+            self.block = self.blocks.get(octets.len());
         }
         self.block.extend_from_slice(octets);
         self.block.split().freeze()

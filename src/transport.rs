@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, tcp, unix};
@@ -82,13 +82,14 @@ impl Stream {
 }
 
 impl Reader {
-    /// Reads what fits into the buffer's spare room; 0 is the end.
+    /// Reads what fits into the buffer's spare room, up to a limit; 0 is the end.
     pub(crate) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         buf: &mut BytesMut,
+        limit: usize,
     ) -> Poll<io::Result<usize>> {
-        poll_read_buf(Pin::new(self), cx, buf)
+        poll_read_buf(Pin::new(self), cx, &mut buf.limit(limit))
     }
 }
 
