@@ -7,7 +7,7 @@
 //!   dropped, and not for messages from 1 KiB to 64 KiB. Elsewhere the kernel's own are faster, and
 //!   a PUB that may drop drops less.
 //! - A publisher that may not lose anything has `XPUB_NODROP`. One that may yields after each 64
-//!   messages, lest on a runtime of one thread most are dropped at the default mark of 256.
+//!   messages, lest on a runtime of one thread most are dropped at the default mark, which is 256.
 //! - Messages of two frames go by `send_multipart` and `recv_multipart`, the guide's preference.
 //! - Round trips go by REQ and REP, which are quicker than two pairs of PUSH and PULL.
 //!
@@ -16,7 +16,7 @@
 //! thread competes with the application's (0.57 against 0.36 us of processor time for a message of
 //! 64 octets, a round trip in 37 against 20 us; it has nothing for ipc).
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::future;
@@ -30,13 +30,13 @@ use tokio::task::JoinSet;
 use crate::receipt::{Counter, Receipt};
 use crate::role::{PROBE, Role, Verb};
 use crate::signals::{self, Go};
-use crate::tally::{Latencies, Tally};
+use crate::tally::{Laps, Tally};
 
-pub const SETTINGS: &str = "ADAPTIVE_THROTTLE 0; SNDBATCH_COUNT 512, SNDBATCH_BYTES 1 MiB; SNDBUF \
-     and RCVBUF 64 KiB over tcp where nothing may be dropped, but for messages from 1 KiB to 64 \
-     KiB; XPUB_NODROP for lossless publishing, otherwise a PUB yields after each 64 messages; a \
-     context for each subscriber; round trips by REQ and REP; neither TCP_CORK nor io_uring, which \
-     did not help on two cores";
+pub const SETTINGS: &str = "default marks, which are 256; ADAPTIVE_THROTTLE 0; SNDBATCH_COUNT 512, \
+     SNDBATCH_BYTES 1 MiB; SNDBUF and RCVBUF 64 KiB over tcp where nothing may be dropped, but for \
+     messages from 1 KiB to 64 KiB; XPUB_NODROP for lossless publishing, otherwise a PUB yields \
+     after each 64 messages; a context for each subscriber; round trips by REQ and REP; neither \
+     TCP_CORK nor io_uring, which did not help on two cores";
 
 pub fn version() -> String {
     super::locked_version("rzmq")
@@ -219,30 +219,25 @@ async fn ping(role: &Role, context: &Context) -> Tally {
     let socket = socket(role, context, SocketType::Req).await;
     attach(&socket, role).await;
     let payload = Bytes::from(vec![7; role.size]);
-    let mut times = Vec::with_capacity((role.warm_up + role.count) as usize);
-    for _ in 0..role.warm_up + role.count {
-        let start = Instant::now();
+    let mut laps = Laps::of(role);
+    for _ in 0..role.round_trips() {
+        laps.start();
         socket.send(Msg::from_bytes(payload.clone())).await.expect("pong stays");
         std::hint::black_box(socket.recv().await.expect("pong stays"));
-        times.push(start.elapsed());
+        laps.stop();
     }
-    let times = &times[role.warm_up as usize..];
-    let nanoseconds = times.iter().map(|time| time.as_nanos() as u64).collect();
-    let seconds = times.iter().sum::<Duration>().as_secs_f64();
-    Tally { latencies: Some(Latencies::of(nanoseconds)), ..Tally::of(role.count, seconds) }
+    laps.tally()
 }
 
 async fn pong(role: &Role, context: &Context) -> Tally {
     let socket = socket(role, context, SocketType::Rep).await;
     attach(&socket, role).await;
-    let start = Instant::now();
-    for _ in 0..role.warm_up + role.count {
+    for _ in 0..role.round_trips() {
         let message = socket.recv().await.expect("ping stays");
         socket.send(message).await.expect("ping stays");
     }
-    let tally = Tally::of(role.count, start.elapsed().as_secs_f64());
     linger(&socket, context).await;
-    tally
+    Tally::default()
 }
 
 async fn attach(socket: &Socket, role: &Role) {

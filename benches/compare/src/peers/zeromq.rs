@@ -26,7 +26,7 @@ use zeromq::{
 use crate::receipt::{Counter, Receipt};
 use crate::role::{PROBE, Role, Verb};
 use crate::signals::{self, Go};
-use crate::tally::{Latencies, Tally};
+use crate::tally::{Laps, Tally};
 
 pub const SETTINGS: &str = "defaults, which are a queue of 100 000 messages for each peer that \
      cannot be changed; lossless publishing by XPUB, since PUB always drops; PUB yields after each \
@@ -264,28 +264,24 @@ async fn ping(role: &Role) -> Tally {
     let mut socket = ReqSocket::new();
     attach(&mut socket, role).await;
     let payload = Bytes::from(vec![7; role.size]);
-    let mut times = Vec::with_capacity((role.warm_up + role.count) as usize);
-    for _ in 0..role.warm_up + role.count {
-        let start = Instant::now();
+    let mut laps = Laps::of(role);
+    for _ in 0..role.round_trips() {
+        laps.start();
         socket.send(ZmqMessage::from(payload.clone())).await.expect("pong stays");
         std::hint::black_box(socket.recv().await.expect("pong stays"));
-        times.push(start.elapsed());
+        laps.stop();
     }
-    let times = &times[role.warm_up as usize..];
-    let nanoseconds = times.iter().map(|time| time.as_nanos() as u64).collect();
-    let seconds = times.iter().sum::<Duration>().as_secs_f64();
-    Tally { latencies: Some(Latencies::of(nanoseconds)), ..Tally::of(role.count, seconds) }
+    laps.tally()
 }
 
 async fn pong(role: &Role) -> Tally {
     let mut socket = RepSocket::new();
     attach(&mut socket, role).await;
-    let start = Instant::now();
-    for _ in 0..role.warm_up + role.count {
+    for _ in 0..role.round_trips() {
         let message = socket.recv().await.expect("ping stays");
         socket.send(message).await.expect("ping stays");
     }
-    Tally::of(role.count, start.elapsed().as_secs_f64())
+    Tally::default()
 }
 
 async fn attach(socket: &mut impl Socket, role: &Role) {
