@@ -388,7 +388,8 @@ impl SocketOptions {
         self
     }
 
-    /// The kernel's send buffer of each connection, in octets. Default: the system's. `ZMQ_SNDBUF`.
+    /// The kernel's send buffer of each connection, in octets. Default: the system's over TCP, 1 MiB
+    /// over Unix sockets as far as `net.core.wmem_max` allows. `ZMQ_SNDBUF`.
     #[must_use]
     pub fn send_buffer(mut self, octets: usize) -> Self {
         self.send_buffer = Some(octets);

@@ -187,11 +187,14 @@ pub(crate) fn connect(name: &IpcName) -> io::Result<UnixStream> {
 /// What can be set on a connection.
 pub(crate) fn set_up(stream: &UnixStream, options: &SocketOptions) -> io::Result<()> {
     let socket = SockRef::from(stream);
-    if let Some(octets) = options.send_buffer {
-        socket.set_send_buffer_size(octets)?;
-    }
+    socket.set_send_buffer_size(options.send_buffer.unwrap_or(SEND_BUFFER))?;
     if let Some(octets) = options.recv_buffer {
         socket.set_recv_buffer_size(octets)?;
     }
     Ok(())
 }
+
+/// The send buffer of a connection. The system's, 208 KiB, does not grow as TCP's does, and is full
+/// before the other side has woken up. More than the system allows (`net.core.wmem_max`) is cut down
+/// to that.
+const SEND_BUFFER: usize = 1024 * 1024;
