@@ -381,7 +381,8 @@ impl Connection {
         if spare >= ROOM || (spare > 0 && awaited && self.buf.len() > SMALL_REST) {
             return;
         }
-        if self.needed <= BLOCK && self.expected > BLOCK && self.largest >= self.expected {
+        let kept_word = self.largest >= self.expected;
+        if self.needed <= BLOCK && (BLOCK + 1..=LARGE_MAX).contains(&self.expected) && kept_word {
             // a buffer for just that, so that nothing of it is copied from one to the next
             let size = self.expected.max(self.buf.len() + ROOM);
             let used = self.large.iter_mut().position(|large| large.try_reclaim(size));
@@ -435,6 +436,8 @@ impl Connection {
         match std::mem::replace(&mut self.buffer, buffer) {
             Buffer::Block => READING.put(old),
             Buffer::Rest => self.rest = old,
+            // a peer cannot make this side hold on to much by one large message
+            Buffer::Large if self.largest > LARGE_MAX => {}
             Buffer::Large => {
                 self.large.truncate(LARGE_KEPT - 1);
                 self.large.push(old);
@@ -487,6 +490,9 @@ const HEADER: usize = 10;
 /// Buffers of large messages that a connection keeps while messages flow: one is being read into, one
 /// is the application's.
 const LARGE_KEPT: usize = 2;
+
+/// Messages beyond this are read into buffers of their own that are given back at once.
+const LARGE_MAX: usize = 2 * 1024 * 1024;
 
 /// Messages from this size on are worth not being cut by the end of a block.
 const LARGE: usize = 4 * 1024;
