@@ -19,7 +19,7 @@ TOOLS = {"autotools", "bindgen", "cc", "cmake", "cxx-build", "nasm-rs", "pkg-con
 PURE = {"linux-raw-sys", "windows-sys"}
 # build scripts that were read: they ask the compiler for its version and what it supports
 SCRIPTS = {
-    "libc", "parking_lot_core", "proc-macro2", "quote", "serde", "serde_core", "serde_json",
+    "anyhow", "getrandom", "libc", "parking_lot_core", "proc-macro2", "quote", "serde", "serde_core", "serde_json",
     "thiserror", "zmij",
 }
 

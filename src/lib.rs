@@ -74,6 +74,8 @@ mod blocks;
 mod budget;
 mod command;
 mod connection;
+#[cfg(feature = "driver")]
+pub mod driver;
 mod endpoint;
 mod endpoints;
 mod engine;

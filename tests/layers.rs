@@ -30,6 +30,7 @@ const LAYERS: &[&[&str]] = &[
     &["endpoints", "supervise"],
     &["socket", "sender", "receiver"],
     &["push_socket", "pull_socket", "pub_socket", "sub_socket", "xpub_socket", "xsub_socket"],
+    &["driver"],
 ];
 
 /// Layers without IO, clock or runtime.

@@ -1,0 +1,11 @@
+//! Dragonflow's publish/subscribe API over dragonwire's sockets: publishers, subscribers, the drivers
+//! that make them, the directory where they find each other, and the publisher service.
+
+pub mod codec;
+pub mod config;
+pub mod directory;
+mod role;
+mod update;
+
+pub use role::{ROLE_DF_LOCAL_CONTROLLER, ROLE_NEUTRON_SERVER, Role, UnknownRole};
+pub use update::{Action, SEND_ALL_TOPIC, Update, Value};
