@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use futures::Sink;
 
 use crate::endpoint::Endpoint;
@@ -57,6 +58,23 @@ sink!(PubSocket, publish);
 impl PubSocket {
     fn from_socket(socket: Socket) -> Self {
         Self { socket, held: Held::default() }
+    }
+
+    /// Waits until peers subscribe to something, and returns the prefixes, each once: those of all
+    /// subscriptions, repeated ones too, that came since the last call, from the first call on.
+    /// A publisher that greets its subscribers asks before it binds or connects.
+    ///
+    /// What is asked for by several tasks at once goes to one of them.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    ///
+    /// # Cancel safety
+    /// Safe: prefixes are taken only when they are returned.
+    pub async fn new_subscriptions(&self) -> Result<Vec<Bytes>, Error> {
+        let hub = self.socket.hub();
+        let mut waiting = hub.waiting(WaitFor::Change);
+        poll_fn(|cx| hub.poll_new_subscriptions(&mut waiting, cx)).await
     }
 }
 

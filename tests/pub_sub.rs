@@ -23,3 +23,28 @@ async fn only_what_matches_arrives() {
     let stats = publisher.stats();
     assert_eq!(stats.outgoing.accepted, 2);
 }
+
+#[tokio::test]
+async fn a_publisher_hears_what_is_subscribed_to() {
+    let publisher = PubSocket::new();
+    let asking = publisher.new_subscriptions();
+    tokio::pin!(asking);
+    // nobody is there; from now on it is noted
+    assert!(futures::poll!(&mut asking).is_pending());
+    let endpoint = publisher.bind("tcp://127.0.0.1:*").await.unwrap();
+    let mut subscribers = Vec::new();
+    for topic in ["b", "a", "a"] {
+        let subscriber = SubSocket::new();
+        subscriber.subscribe(topic).unwrap();
+        subscriber.connect(&endpoint).await.unwrap();
+        timeout(DEADLINE, subscriber.ready()).await.unwrap().unwrap();
+        subscribers.push(subscriber);
+    }
+    assert_eq!(timeout(DEADLINE, asking).await.unwrap().unwrap(), ["a", "b"]);
+    // once more is news as well
+    subscribers[0].subscribe("a").unwrap();
+    let news = timeout(DEADLINE, publisher.new_subscriptions()).await.unwrap();
+    assert_eq!(news.unwrap(), ["a"]);
+    publisher.close().await;
+    assert!(publisher.new_subscriptions().await.is_err());
+}

@@ -19,7 +19,7 @@ mod receive;
 mod send;
 mod subscribe;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -32,6 +32,8 @@ pub(crate) use receive::{Sieve, Taken};
 pub use send::Delivery;
 pub(crate) use send::Refused;
 pub(crate) use subscribe::Form;
+
+use bytes::Bytes;
 
 use crate::endpoint::Endpoint;
 use crate::greeting::Version;
@@ -82,6 +84,9 @@ struct State {
     subscriptions: Subscriptions,
     /// XPUB in manual mode: what peers asked for.
     requests: Subscriptions,
+    /// PUB, once somebody wants to know: the topics that peers have subscribed to since they were
+    /// asked for last.
+    news: Option<BTreeSet<Bytes>>,
     /// SUB, XSUB: what this side is subscribed to.
     filter: SubscriptionSet,
     /// Peers that PUSH and XSUB send to, in order of their arrival, and whose turn it is.

@@ -3,6 +3,8 @@
 
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
+
 use super::{After, Hub, PeerId, State, Waiting};
 use crate::command::{self, Subscription};
 use crate::error::{Error, ProtocolError};
@@ -198,6 +200,24 @@ impl Hub {
         Poll::Pending
     }
 
+    /// PUB: resolves with the topics that peers have subscribed to since the last time.
+    pub(crate) fn poll_new_subscriptions(
+        &self,
+        waiting: &mut Waiting,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Vec<Bytes>, Error>> {
+        let mut state = self.lock();
+        if state.closing.is_some() {
+            return Poll::Ready(Err(Error::Closed));
+        }
+        let news = std::mem::take(state.news.get_or_insert_default());
+        if !news.is_empty() {
+            return Poll::Ready(Ok(news.into_iter().collect()));
+        }
+        waiting.register(&mut state, cx);
+        Poll::Pending
+    }
+
     /// PUB, XPUB: a subscriber's SUBSCRIBE or CANCEL command.
     pub(crate) fn peer_subscription(
         &self,
@@ -259,6 +279,11 @@ impl Hub {
                 (told || manual || verbose == XPubVerbose::All, 0, topic)
             }
         };
+        if let (Some(news), Subscription::Subscribe(topic)) = (&mut state.news, what)
+            && !news.contains(topic)
+        {
+            news.insert(Bytes::copy_from_slice(topic));
+        }
         if notify && self.kind == SocketType::XPub {
             let frame = [&[first_octet], topic].concat();
             state.take_in(index, Chunk::single(&frame), false, after);
