@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use dragonwire::{PubSocket, SubSocket};
+use futures::FutureExt;
 use tokio::time::timeout;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -30,7 +31,7 @@ async fn a_publisher_hears_what_is_subscribed_to() {
     let asking = publisher.new_subscriptions();
     tokio::pin!(asking);
     // nobody is there; from now on it is noted
-    assert!(futures::poll!(&mut asking).is_pending());
+    assert!(asking.as_mut().now_or_never().is_none());
     let endpoint = publisher.bind("tcp://127.0.0.1:*").await.unwrap();
     let mut subscribers = Vec::new();
     for topic in ["b", "a", "a"] {
