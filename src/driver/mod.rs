@@ -5,7 +5,11 @@ pub mod codec;
 pub mod config;
 pub mod directory;
 mod role;
+mod streams;
+mod sync;
+mod tracker;
 mod update;
 
 pub use role::{ROLE_DF_LOCAL_CONTROLLER, ROLE_NEUTRON_SERVER, Role, UnknownRole};
+pub use sync::{Missing, Sync, SyncCause};
 pub use update::{Action, SEND_ALL_TOPIC, Update, Value};

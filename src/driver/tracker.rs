@@ -1,0 +1,583 @@
+//! The receiving side of numbered events: what is missing, to the unit.
+//!
+//! For every topic and endpoint there is a moment from which on nothing may be missing: when the
+//! publisher (or the service) has answered the subscription by saying how far all its streams have
+//! come. From then on a stream is owed in full: its gaps are missing, and what the announcer says it
+//! has sent and that did not come. It stays so when the connection breaks; a stream that is not known
+//! when the connection is back was born in between, and is owed from its first event.
+
+use std::collections::{BTreeSet, HashMap};
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::codec::{Origin, Position, Positions};
+use super::sync::{Missing, Sync, SyncCause};
+use crate::endpoint::Endpoint;
+use crate::peer::ConnectionId;
+
+/// What a subscriber knows of the streams it follows.
+#[derive(Debug, Default)]
+pub(crate) struct Tracker {
+    topics: BTreeSet<Bytes>,
+    publishers: HashMap<Uuid, Vec<Life>>,
+    streams: usize,
+    links: HashMap<Endpoint, Link>,
+    connections: HashMap<ConnectionId, Endpoint>,
+}
+
+/// One life of a publisher.
+#[derive(Debug)]
+struct Life {
+    epoch: u64,
+    /// The endpoint that it was heard of by last.
+    by: Option<Endpoint>,
+    streams: HashMap<Bytes, Stream>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Stream {
+    /// The number of the next event.
+    next: u64,
+    /// Nothing follows.
+    is_final: bool,
+    /// It was said that its end is not known.
+    end_unknown: bool,
+}
+
+/// What is known of an endpoint, over all its connections.
+#[derive(Debug, Default)]
+struct Link {
+    connected: bool,
+    /// The peer numbers events and says how far they have come.
+    announces: bool,
+    /// The topics that are owed, with who had announced it then.
+    owed: HashMap<Bytes, (Uuid, u64)>,
+    /// There was a connection that broke, and what it missed is not known yet.
+    broken: bool,
+}
+
+/// What to do with an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is to be delivered.
+    Deliver,
+    /// It came before, or was told to be missing.
+    Late,
+}
+
+impl Tracker {
+    /// A topic is followed from now on.
+    pub(crate) fn register(&mut self, topic: &[u8]) {
+        self.topics.insert(Bytes::copy_from_slice(topic));
+    }
+
+    /// A topic is not followed any more.
+    pub(crate) fn unregister(&mut self, topic: &[u8]) {
+        self.topics.remove(topic);
+        for link in self.links.values_mut() {
+            link.owed.remove(topic);
+        }
+        let topics = &self.topics;
+        for lives in self.publishers.values_mut() {
+            for life in lives.iter_mut() {
+                life.streams.retain(|name, _| topics.iter().any(|topic| name.starts_with(topic)));
+            }
+        }
+        self.count();
+    }
+
+    /// There is a connection. `announces`: the peer is one that numbers events. If it is not, and
+    /// was away, what it sent meanwhile is lost.
+    pub(crate) fn connected(
+        &mut self,
+        connection: ConnectionId,
+        endpoint: &Endpoint,
+        announces: bool,
+    ) -> Option<Sync> {
+        self.connections.insert(connection, endpoint.clone());
+        let link = self.links.entry(endpoint.clone()).or_default();
+        link.connected = true;
+        link.announces = announces;
+        if announces || !std::mem::take(&mut link.broken) {
+            return None;
+        }
+        Some(Sync { missing: None, cause: SyncCause::Reconnected })
+    }
+
+    /// The connection is gone.
+    pub(crate) fn disconnected(&mut self, connection: ConnectionId) {
+        let Some(endpoint) = self.connections.remove(&connection) else { return };
+        if self.connections.values().any(|other| *other == endpoint) {
+            return;
+        }
+        if let Some(link) = self.links.get_mut(&endpoint) {
+            link.connected = false;
+            link.broken = true;
+        }
+    }
+
+    /// The endpoint is not followed any more. If it was away, nobody will say what it sent then,
+    /// unless all of its streams have ended.
+    pub(crate) fn removed(&mut self, endpoint: &Endpoint) -> Vec<Sync> {
+        self.connections.retain(|_, of| of != endpoint);
+        let Some(link) = self.links.remove(endpoint) else { return Vec::new() };
+        if link.connected || !link.broken {
+            return Vec::new();
+        }
+        if !link.announces {
+            return vec![Sync { missing: None, cause: SyncCause::PublisherEnded }];
+        }
+        let mut ended = Vec::new();
+        for (publisher, lives) in &mut self.publishers {
+            for life in lives.iter_mut().filter(|life| life.by.as_ref() == Some(endpoint)) {
+                life.end(*publisher, &mut ended);
+            }
+        }
+        ended
+    }
+
+    /// An event came.
+    pub(crate) fn event(
+        &mut self,
+        by: Option<ConnectionId>,
+        topic: &[u8],
+        origin: &Origin,
+        missing: &mut Vec<Sync>,
+    ) -> Verdict {
+        self.take(by, topic, origin, true, missing)
+    }
+
+    /// An event came that cannot be read: it is missing.
+    pub(crate) fn unreadable(
+        &mut self,
+        by: Option<ConnectionId>,
+        topic: &[u8],
+        origin: &Origin,
+        missing: &mut Vec<Sync>,
+    ) {
+        self.take(by, topic, origin, false, missing);
+    }
+
+    fn take(
+        &mut self,
+        by: Option<ConnectionId>,
+        topic: &[u8],
+        origin: &Origin,
+        readable: bool,
+        missing: &mut Vec<Sync>,
+    ) -> Verdict {
+        let Origin { publisher, epoch, sequence } = *origin;
+        if self.stream(publisher, epoch, topic).is_none() {
+            self.end_earlier_lives(publisher, epoch, missing);
+            let first = if self.owed(by, topic).is_some() { 1 } else { sequence };
+            if !self.begin(by, publisher, epoch, topic, first) {
+                return Verdict::Deliver;
+            }
+        }
+        let Some(stream) = self.stream(publisher, epoch, topic) else { return Verdict::Deliver };
+        if sequence < stream.next {
+            return Verdict::Late;
+        }
+        let last_missing = if readable { sequence - 1 } else { sequence };
+        let from = std::mem::replace(&mut stream.next, sequence.saturating_add(1));
+        if last_missing >= from {
+            let cause = if readable { SyncCause::Gap } else { SyncCause::Undecodable };
+            missing.push(gap(publisher, epoch, topic, from, last_missing, cause));
+        }
+        Verdict::Deliver
+    }
+
+    /// An announcer says how far streams have come.
+    pub(crate) fn positions(
+        &mut self,
+        by: Option<ConnectionId>,
+        said: &Positions,
+        missing: &mut Vec<Sync>,
+    ) {
+        let announcer = (said.announcer, said.announcer_epoch);
+        // ends first: an earlier life that says where it ended does not end unknown
+        let (ends, others): (Vec<_>, Vec<_>) =
+            said.positions.iter().partition(|position| position.is_final);
+        for position in ends.into_iter().chain(others) {
+            if self.follows(&position.topic) {
+                self.position(by, announcer, position, missing);
+            }
+        }
+        self.end_earlier_lives(said.announcer, said.announcer_epoch, missing);
+        let Some(prefix) = &said.complete_for else { return };
+        let Some(endpoint) = by.and_then(|by| self.connections.get(&by)) else { return };
+        let Some(link) = self.links.get_mut(endpoint) else { return };
+        link.broken = false;
+        link.announces = true;
+        for topic in &self.topics {
+            // of a longer topic all is known as well
+            if topic.starts_with(prefix) {
+                link.owed.entry(topic.clone()).or_insert(announcer);
+            }
+        }
+    }
+
+    fn position(
+        &mut self,
+        by: Option<ConnectionId>,
+        announcer: (Uuid, u64),
+        said: &Position,
+        missing: &mut Vec<Sync>,
+    ) {
+        let Position { publisher, epoch, topic, first, last, is_final } = said;
+        if self.stream(*publisher, *epoch, topic).is_none() {
+            let next = match self.owed(by, topic) {
+                // it begins with this announcer, which was there before
+                Some(then) if then == announcer => *first,
+                // the announcer is another one: what went by the one before it was lost with it
+                Some(_) => 1,
+                // all of it came before this subscriber did
+                None => last.saturating_add(1),
+            };
+            if !is_final {
+                self.end_earlier_lives(*publisher, *epoch, missing);
+            }
+            if !self.begin(by, *publisher, *epoch, topic, next) {
+                return;
+            }
+        }
+        let Some(stream) = self.stream(*publisher, *epoch, topic) else { return };
+        stream.is_final |= is_final;
+        if *last >= stream.next {
+            let from = std::mem::replace(&mut stream.next, last.saturating_add(1));
+            missing.push(gap(*publisher, *epoch, topic, from, *last, SyncCause::Gap));
+        }
+    }
+
+    /// A publisher is in another life: what it sent last in those before it is not known, unless it
+    /// was said.
+    fn end_earlier_lives(&mut self, publisher: Uuid, epoch: u64, missing: &mut Vec<Sync>) {
+        let Some(lives) = self.publishers.get_mut(&publisher) else { return };
+        for life in lives.iter_mut().filter(|life| life.epoch < epoch) {
+            life.end(publisher, missing);
+        }
+        // of the earlier ones only the latest are kept, for what may still be said of them
+        while lives.len() > KEPT_LIVES {
+            let oldest = lives.iter().enumerate().min_by_key(|(_, life)| life.epoch);
+            let Some((at, _)) = oldest else { break };
+            let life = lives.swap_remove(at);
+            self.streams = self.streams.saturating_sub(life.streams.len());
+        }
+    }
+
+    fn follows(&self, topic: &[u8]) -> bool {
+        self.topics.iter().any(|prefix| topic.starts_with(prefix))
+    }
+
+    /// Whether the stream of a topic that begins now is owed in full, and by whom it was first.
+    fn owed(&self, by: Option<ConnectionId>, topic: &[u8]) -> Option<(Uuid, u64)> {
+        let link = self.links.get(self.connections.get(&by?)?)?;
+        let owed = link.owed.iter().find(|(prefix, _)| topic.starts_with(prefix));
+        owed.map(|(_, announcer)| *announcer)
+    }
+
+    fn stream(&mut self, publisher: Uuid, epoch: u64, topic: &[u8]) -> Option<&mut Stream> {
+        let lives = self.publishers.get_mut(&publisher)?;
+        lives.iter_mut().find(|life| life.epoch == epoch)?.streams.get_mut(topic)
+    }
+
+    /// A stream that was not known. Tells whether it is followed: beyond a bound it is not.
+    fn begin(
+        &mut self,
+        by: Option<ConnectionId>,
+        publisher: Uuid,
+        epoch: u64,
+        topic: &[u8],
+        next: u64,
+    ) -> bool {
+        if self.streams >= MAX_STREAMS {
+            return false;
+        }
+        let by = by.and_then(|by| self.connections.get(&by)).cloned();
+        let lives = self.publishers.entry(publisher).or_default();
+        let at = match lives.iter().position(|life| life.epoch == epoch) {
+            Some(at) => at,
+            None => {
+                lives.push(Life { epoch, by: None, streams: HashMap::new() });
+                lives.len() - 1
+            }
+        };
+        let Some(life) = lives.get_mut(at) else { return false };
+        life.by = by;
+        let stream = Stream { next: next.max(1), ..Stream::default() };
+        life.streams.insert(Bytes::copy_from_slice(topic), stream);
+        self.streams += 1;
+        true
+    }
+
+    fn count(&mut self) {
+        self.publishers.retain(|_, lives| {
+            lives.retain(|life| !life.streams.is_empty());
+            !lives.is_empty()
+        });
+        let lives = self.publishers.values().flatten();
+        self.streams = lives.map(|life| life.streams.len()).sum();
+    }
+}
+
+impl Life {
+    fn end(&mut self, publisher: Uuid, missing: &mut Vec<Sync>) {
+        for (topic, stream) in &mut self.streams {
+            if stream.is_final || std::mem::replace(&mut stream.end_unknown, true) {
+                continue;
+            }
+            let missed = Missing {
+                publisher,
+                epoch: self.epoch,
+                topic: String::from_utf8_lossy(topic).into_owned(),
+                from: stream.next,
+                to: None,
+            };
+            missing.push(Sync { missing: Some(missed), cause: SyncCause::PublisherEnded });
+        }
+    }
+}
+
+fn gap(publisher: Uuid, epoch: u64, topic: &[u8], from: u64, to: u64, cause: SyncCause) -> Sync {
+    let topic = String::from_utf8_lossy(topic).into_owned();
+    Sync { missing: Some(Missing { publisher, epoch, topic, from, to: Some(to) }), cause }
+}
+
+/// Streams beyond that are delivered without being followed: some 20 MiB.
+const MAX_STREAMS: usize = 1 << 17;
+
+/// How many lives of a publisher are kept.
+const KEPT_LIVES: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tracker that follows "a" by one endpoint.
+    struct Run {
+        tracker: Tracker,
+        connections: u64,
+        syncs: Vec<Sync>,
+    }
+
+    fn endpoint() -> Endpoint {
+        "tcp://127.0.0.1:1".parse().unwrap()
+    }
+
+    fn uuid(number: u128) -> Uuid {
+        Uuid::from_u128(number)
+    }
+
+    fn at(publisher: u128, epoch: u64, first: u64, last: u64, is_final: bool) -> Position {
+        Position {
+            publisher: uuid(publisher),
+            epoch,
+            topic: Bytes::from("a"),
+            first,
+            last,
+            is_final,
+        }
+    }
+
+    impl Run {
+        fn new() -> Self {
+            let mut tracker = Tracker::default();
+            tracker.register(b"a");
+            Self { tracker, connections: 0, syncs: Vec::new() }
+        }
+
+        fn by(&self) -> Option<ConnectionId> {
+            Some(ConnectionId(self.connections))
+        }
+
+        fn connect(&mut self, announces: bool) -> Option<Sync> {
+            self.connections += 1;
+            self.tracker.connected(ConnectionId(self.connections), &endpoint(), announces)
+        }
+
+        fn disconnect(&mut self) {
+            self.tracker.disconnected(ConnectionId(self.connections));
+        }
+
+        fn event(&mut self, publisher: u128, epoch: u64, sequence: u64) -> Verdict {
+            let origin = Origin { publisher: uuid(publisher), epoch, sequence };
+            let by = self.by();
+            self.tracker.event(by, b"a", &origin, &mut self.syncs)
+        }
+
+        fn said(&mut self, announcer: u128, complete: bool, positions: Vec<Position>) {
+            let said = Positions {
+                announcer: uuid(announcer),
+                announcer_epoch: 1,
+                complete_for: complete.then(|| Bytes::from("a")),
+                positions,
+            };
+            let by = self.by();
+            self.tracker.positions(by, &said, &mut self.syncs);
+        }
+
+        /// Publisher, epoch, from and to of what is missing.
+        fn missing(&mut self) -> Vec<(u128, u64, u64, Option<u64>)> {
+            let missing = self.syncs.drain(..).map(|sync| sync.missing.unwrap());
+            missing.map(|gap| (gap.publisher.as_u128(), gap.epoch, gap.from, gap.to)).collect()
+        }
+    }
+
+    #[test]
+    fn gaps_are_missing_and_what_comes_late_is_not_delivered() {
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        for (sequence, verdict) in
+            [(1, Verdict::Deliver), (2, Verdict::Deliver), (2, Verdict::Late)]
+        {
+            assert_eq!(run.event(7, 1, sequence), verdict);
+        }
+        assert_eq!(run.missing(), []);
+        assert_eq!(run.event(7, 1, 6), Verdict::Deliver);
+        assert_eq!(run.missing(), [(7, 1, 3, Some(5))]);
+        assert_eq!(run.event(7, 1, 4), Verdict::Late);
+        assert_eq!(run.missing(), []);
+    }
+
+    #[test]
+    fn what_was_published_before_the_subscriber_came_is_not_missing() {
+        let mut run = Run::new();
+        run.connect(true);
+        // before it is told how far streams are, the first event is where one begins
+        run.event(7, 1, 30);
+        run.said(1, true, vec![at(7, 1, 1, 30, false), at(8, 1, 1, 12, false)]);
+        run.event(8, 1, 13);
+        assert_eq!(run.missing(), []);
+        // a stream that is born from then on is owed from its beginning
+        run.event(9, 1, 3);
+        assert_eq!(run.missing(), [(9, 1, 1, Some(2))]);
+    }
+
+    #[test]
+    fn the_end_of_a_stream_shows_by_its_position() {
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        run.event(7, 1, 1);
+        run.said(1, false, vec![at(7, 1, 1, 1, false)]);
+        assert_eq!(run.missing(), []);
+        run.said(1, false, vec![at(7, 1, 1, 4, true)]);
+        assert_eq!(run.missing(), [(7, 1, 2, Some(4))]);
+    }
+
+    #[test]
+    fn what_was_sent_while_the_connection_was_away_is_missing() {
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        run.event(7, 1, 1);
+        run.disconnect();
+        run.connect(true);
+        run.said(1, true, vec![at(7, 1, 1, 5, false), at(8, 1, 1, 2, false)]);
+        let mut missing = run.missing();
+        missing.sort_unstable();
+        assert_eq!(missing, [(7, 1, 2, Some(5)), (8, 1, 1, Some(2))]);
+        run.disconnect();
+        run.connect(true);
+        run.said(1, true, vec![at(7, 1, 1, 5, false)]);
+        assert_eq!(run.missing(), [], "nothing was sent meanwhile");
+    }
+
+    #[test]
+    fn a_stream_that_another_service_saw_the_beginning_of_is_owed_only_if_that_one_was_followed() {
+        // the service was the same all the time: what it did not see went by before
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        run.said(1, false, vec![at(7, 1, 40, 39, false)]);
+        run.event(7, 1, 40);
+        assert_eq!(run.missing(), []);
+        // it is another one now: what the one before it saw was lost with it
+        run.disconnect();
+        run.connect(true);
+        run.said(2, true, vec![at(8, 1, 40, 39, false)]);
+        assert_eq!(run.missing(), [(8, 1, 1, Some(39))]);
+    }
+
+    #[test]
+    fn a_life_that_ends_without_a_word_ends_unknown_until_its_end_is_learnt() {
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        run.event(7, 1, 1);
+        run.event(7, 2, 1);
+        assert_eq!(run.missing(), [(7, 1, 2, None)]);
+        run.event(7, 2, 2);
+        assert_eq!(run.missing(), []);
+        run.said(1, false, vec![at(7, 1, 1, 9, true)]);
+        assert_eq!(run.missing(), [(7, 1, 2, Some(9))]);
+    }
+
+    #[test]
+    fn a_successor_that_knows_where_it_ended_says_so() {
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(7, true, vec![]);
+        run.event(7, 1, 1);
+        run.said(7, false, vec![at(7, 2, 1, 1, false), at(7, 1, 1, 9, true)]);
+        assert_eq!(run.missing(), [(7, 1, 2, Some(9)), (7, 2, 1, Some(1))]);
+        run.event(7, 2, 2);
+        assert_eq!(run.missing(), []);
+    }
+
+    #[test]
+    fn of_a_peer_that_numbers_nothing_only_the_reconnection_is_known() {
+        let mut run = Run::new();
+        assert_eq!(run.connect(false), None);
+        run.disconnect();
+        let sync = run.connect(false).unwrap();
+        assert_eq!(sync, Sync { missing: None, cause: SyncCause::Reconnected });
+    }
+
+    #[test]
+    fn an_endpoint_that_is_given_up_while_it_was_away_ends_unknown() {
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        run.event(7, 1, 1);
+        assert_eq!(run.tracker.removed(&endpoint()), []);
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        run.event(7, 1, 1);
+        run.event(8, 1, 1);
+        run.said(1, false, vec![at(8, 1, 1, 1, true)]);
+        run.disconnect();
+        run.syncs = run.tracker.removed(&endpoint());
+        assert_eq!(run.missing(), [(7, 1, 2, None)]);
+    }
+
+    #[test]
+    fn an_event_that_cannot_be_read_is_missing() {
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        run.event(7, 1, 1);
+        let origin = Origin { publisher: uuid(7), epoch: 1, sequence: 3 };
+        let by = run.by();
+        run.tracker.unreadable(by, b"a", &origin, &mut run.syncs);
+        assert_eq!(run.missing(), [(7, 1, 2, Some(3))]);
+        assert_eq!(run.event(7, 1, 4), Verdict::Deliver);
+        assert_eq!(run.missing(), []);
+    }
+
+    #[test]
+    fn a_topic_that_is_registered_anew_begins_anew() {
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        run.event(7, 1, 1);
+        run.tracker.unregister(b"a");
+        run.tracker.register(b"a");
+        run.said(1, true, vec![at(7, 1, 1, 50, false)]);
+        run.event(7, 1, 51);
+        assert_eq!(run.missing(), []);
+    }
+}
