@@ -2,6 +2,7 @@
 //! keep them alive.
 
 use std::future::poll_fn;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
@@ -94,17 +95,31 @@ impl Socket {
     pub(crate) async fn bind(&self, endpoint: Endpoint) -> Result<Endpoint, Error> {
         endpoint.check_bindable()?;
         self.check_open()?;
-        let supervisor = self.supervisor();
         let (listener, real) = match Listener::bind(&endpoint, self.options()).await {
             Ok(bound) => bound,
             Err(source) => return Err(Error::Bind { endpoint, source: Arc::new(source) }),
         };
+        Ok(self.listen(endpoint, listener, real))
+    }
+
+    /// Accepts connections on a Unix socket that listens already.
+    pub(crate) fn adopt(&self, listener: UnixListener) -> Result<Endpoint, Error> {
+        self.check_open()?;
+        let (listener, endpoint) = Listener::adopt(listener).map_err(|error| {
+            let option = "listener";
+            Error::Option { option, reason: format!("it cannot be listened on: {error}") }
+        })?;
+        Ok(self.listen(endpoint.clone(), listener, endpoint))
+    }
+
+    fn listen(&self, endpoint: Endpoint, listener: Listener, real: Endpoint) -> Endpoint {
+        let supervisor = self.supervisor();
         let state = EndpointState::Listening { connections: 0 };
         let (entry, stop) = supervisor.endpoints.add(endpoint, real.clone(), state, None);
         self.hub().emit(&Event::Listening { endpoint: real.clone() });
         let accept = supervisor.clone().accept(listener, real.clone(), entry, stop);
         supervisor.tasks.spawn(accept);
-        Ok(real)
+        real
     }
 
     /// `Ok(false)`: it is connected to already, and this socket type does so only once.
@@ -228,6 +243,19 @@ macro_rules! common_methods {
                 Error: From<E::Error>,
             {
                 self.socket.bind(endpoint.try_into()?).await
+            }
+
+            /// Accepts peers on a Unix socket that somebody else has made to listen, as systemd
+            /// does. Returns its endpoint. The socket's file is left where it is at the end.
+            ///
+            /// # Errors
+            /// [`Error::Option`] if it has no name or cannot be listened on, [`Error::Closed`],
+            /// [`Error::NoRuntime`].
+            pub fn bind_listener(
+                &self,
+                listener: std::os::unix::net::UnixListener,
+            ) -> Result<Endpoint, Error> {
+                self.socket.adopt(listener)
             }
 
             /// Connects to an endpoint, whether or not anybody listens there yet, and again

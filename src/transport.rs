@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -156,6 +157,12 @@ impl Listener {
                 Ok((Self::Unix(listener, file), endpoint))
             }
         }
+    }
+
+    /// Takes a Unix socket over that listens already; also tells its endpoint.
+    pub(crate) fn adopt(listener: StdUnixListener) -> io::Result<(Self, Endpoint)> {
+        let (listener, endpoint) = crate::unix_ipc::adopt(listener)?;
+        Ok((Self::Unix(listener, None), endpoint))
     }
 
     /// The next connection.

@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
@@ -74,6 +75,20 @@ pub(crate) fn bind(
             bind_path(&folder.0.join("socket"), Some(folder), options)
         }
     }
+}
+
+/// Takes a socket over that listens already; its file belongs to whoever made it.
+pub(crate) fn adopt(listener: StdListener) -> io::Result<(UnixListener, Endpoint)> {
+    let address = listener.local_addr()?;
+    let name = match (address.as_pathname(), address.as_abstract_name()) {
+        (Some(path), _) => IpcName::Path(path.to_path_buf()),
+        (None, Some(name)) => IpcName::Abstract(name.to_vec()),
+        (None, None) => {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the socket has no name"));
+        }
+    };
+    listener.set_nonblocking(true)?;
+    Ok((UnixListener::from_std(listener)?, Endpoint(Address::Ipc(name))))
 }
 
 fn bind_path(

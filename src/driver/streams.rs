@@ -71,14 +71,6 @@ impl Streams {
         }
     }
 
-    pub(crate) fn announcer(&self) -> Uuid {
-        self.announcer
-    }
-
-    pub(crate) fn epoch(&self) -> u64 {
-        self.epoch
-    }
-
     /// The number of the announcer's own next event on a topic; it is given away by
     /// [`sent`](Self::sent).
     pub(crate) fn next(&mut self, topic: &[u8]) -> Origin {

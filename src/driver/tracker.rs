@@ -6,7 +6,7 @@
 //! has sent and that did not come. It stays so when the connection breaks; a stream that is not known
 //! when the connection is back was born in between, and is owed from its first event.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -24,6 +24,8 @@ pub(crate) struct Tracker {
     streams: usize,
     links: HashMap<Endpoint, Link>,
     connections: HashMap<ConnectionId, Endpoint>,
+    /// Connections that are gone, oldest first: events that came by them may not have been taken yet.
+    gone: VecDeque<ConnectionId>,
 }
 
 /// One life of a publisher.
@@ -48,7 +50,7 @@ struct Stream {
 /// What is known of an endpoint, over all its connections.
 #[derive(Debug, Default)]
 struct Link {
-    connected: bool,
+    connection: Option<ConnectionId>,
     /// The peer numbers events and says how far they have come.
     announces: bool,
     /// The topics that are owed, with who had announced it then.
@@ -97,7 +99,7 @@ impl Tracker {
     ) -> Option<Sync> {
         self.connections.insert(connection, endpoint.clone());
         let link = self.links.entry(endpoint.clone()).or_default();
-        link.connected = true;
+        link.connection = Some(connection);
         link.announces = announces;
         if announces || !std::mem::take(&mut link.broken) {
             return None;
@@ -107,14 +109,38 @@ impl Tracker {
 
     /// The connection is gone.
     pub(crate) fn disconnected(&mut self, connection: ConnectionId) {
-        let Some(endpoint) = self.connections.remove(&connection) else { return };
-        if self.connections.values().any(|other| *other == endpoint) {
-            return;
-        }
-        if let Some(link) = self.links.get_mut(&endpoint) {
-            link.connected = false;
+        let Some(endpoint) = self.connections.get(&connection) else { return };
+        if let Some(link) = self.links.get_mut(endpoint)
+            && link.connection == Some(connection)
+        {
+            link.connection = None;
             link.broken = true;
         }
+        self.gone.push_back(connection);
+        if self.gone.len() > KEPT_CONNECTIONS
+            && let Some(oldest) = self.gone.pop_front()
+        {
+            self.connections.remove(&oldest);
+        }
+    }
+
+    /// Whether the connection was noted.
+    pub(crate) fn knows(&self, connection: ConnectionId) -> bool {
+        self.connections.contains_key(&connection)
+    }
+
+    /// Whether exactly this topic is followed.
+    pub(crate) fn is_registered(&self, topic: &[u8]) -> bool {
+        self.topics.contains(topic)
+    }
+
+    /// Whether every peer that numbers its events has said where its streams are.
+    pub(crate) fn is_settled(&self) -> bool {
+        let mut there = self.links.values().filter(|link| link.connection.is_some());
+        there.all(|link| {
+            let told = |topic| link.owed.contains_key(topic);
+            !link.announces || !link.broken && self.topics.iter().all(told)
+        })
     }
 
     /// The endpoint is not followed any more. If it was away, nobody will say what it sent then,
@@ -122,7 +148,7 @@ impl Tracker {
     pub(crate) fn removed(&mut self, endpoint: &Endpoint) -> Vec<Sync> {
         self.connections.retain(|_, of| of != endpoint);
         let Some(link) = self.links.remove(endpoint) else { return Vec::new() };
-        if link.connected || !link.broken {
+        if link.connection.is_some() || !link.broken {
             return Vec::new();
         }
         if !link.announces {
@@ -250,6 +276,21 @@ impl Tracker {
         }
     }
 
+    /// Somebody else than an announcer says where streams have ended.
+    pub(crate) fn ends(&mut self, ends: &[Position], missing: &mut Vec<Sync>) {
+        for said in ends {
+            let Some(stream) = self.stream(said.publisher, said.epoch, &said.topic) else {
+                continue;
+            };
+            stream.is_final = true;
+            if said.last >= stream.next {
+                let from = std::mem::replace(&mut stream.next, said.last.saturating_add(1));
+                let Position { publisher, epoch, topic, last, .. } = said;
+                missing.push(gap(*publisher, *epoch, topic, from, *last, SyncCause::Gap));
+            }
+        }
+    }
+
     /// A publisher is in another life: what it sent last in those before it is not known, unless it
     /// was said.
     fn end_earlier_lives(&mut self, publisher: Uuid, epoch: u64, missing: &mut Vec<Sync>) {
@@ -346,6 +387,9 @@ fn gap(publisher: Uuid, epoch: u64, topic: &[u8], from: u64, to: u64, cause: Syn
 
 /// Streams beyond that are delivered without being followed: some 20 MiB.
 const MAX_STREAMS: usize = 1 << 17;
+
+/// Connections that are gone and still known.
+const KEPT_CONNECTIONS: usize = 1024;
 
 /// How many lives of a publisher are kept.
 const KEPT_LIVES: usize = 4;

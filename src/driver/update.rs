@@ -45,6 +45,20 @@ impl Update {
         }
     }
 
+    /// The event that asks those who follow a topic to look for themselves: only the action and the
+    /// topic are set.
+    #[must_use]
+    pub fn sync(topic: impl Into<String>) -> Self {
+        Self {
+            table: None,
+            key: None,
+            action: Some(Action::Sync),
+            value: None,
+            topic: Some(topic.into()),
+            timestamp: None,
+        }
+    }
+
     /// The same change with the object's text.
     #[must_use]
     pub fn with_value(mut self, value: impl Into<String>) -> Self {

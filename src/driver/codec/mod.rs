@@ -188,6 +188,11 @@ pub fn decode(body: &[u8]) -> Result<Body, CodecError> {
     read.map_err(CodecError::Malformed)
 }
 
+/// Whether a body holds positions, by its first octet.
+pub(crate) fn is_positions(body: &[u8]) -> bool {
+    body.first() == Some(&protobuf::POSITIONS)
+}
+
 /// The origin of an event in [`Codec::Protobuf`], read from the body's first octets without decoding
 /// it; `None` for all other bodies.
 #[must_use]

@@ -1,11 +1,15 @@
 //! Who publishes where: tables of rows that publishers keep and subscribers follow. It stands for
 //! what Dragonflow keeps in its north-bound database.
 
+mod publisher_row;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+
+pub use publisher_row::{PublisherRow, RowError, TABLE, dragonflow_publisher_id, publisher_id};
 
 /// The rows of a table, by key; a row is JSON text.
 pub type Rows = BTreeMap<String, String>;

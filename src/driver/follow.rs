@@ -1,0 +1,184 @@
+//! Keeps a subscriber connected to the publishers that the directory names: to those of the roles it
+//! wants, as they come and go.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Subscriber;
+use super::directory::{Change, Directory, PublisherRow, Rows, TABLE};
+use super::registration::{ENDS, read_ends};
+use super::role::Role;
+use super::table_monitor::seconds;
+
+/// Follows the publishers in a directory until it is dropped.
+///
+/// Traffic does not depend on the directory: while it is away, and when it comes back with fewer
+/// rows, publishers are followed on until their rows are known to be removed, or for the time after
+/// which rows are stale.
+#[derive(Debug)]
+pub struct Following {
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Following {
+    /// Has `subscriber` follow the publishers whose role is one of `roles`; a row without a role is
+    /// one of [`Role::NeutronServer`]. Rows that were not refreshed for `timeout` are stale.
+    ///
+    /// Returns when the rows that the directory has now are registered, or at once if it cannot be
+    /// reached.
+    pub async fn start(
+        subscriber: Arc<dyn Subscriber>,
+        directory: &Arc<dyn Directory>,
+        roles: &[Role],
+        timeout: Duration,
+    ) -> Self {
+        let mut follower =
+            Follower { subscriber, roles: roles.to_vec(), timeout, followed: HashMap::new() };
+        let mut publishers = directory.watch(TABLE);
+        let ends = directory.watch(ENDS);
+        if let Some(first) = publishers.next().await {
+            follower.take(first).await;
+        }
+        Self { _task: AbortOnDropHandle::new(tokio::spawn(follower.run(publishers, ends))) }
+    }
+}
+
+struct Follower {
+    subscriber: Arc<dyn Subscriber>,
+    roles: Vec<Role>,
+    timeout: Duration,
+    /// By the key of the row.
+    followed: HashMap<String, Followed>,
+}
+
+#[derive(Debug)]
+struct Followed {
+    uri: String,
+    /// The row was not there when the directory was read anew: it may have been removed, or be
+    /// written again by its publisher until then.
+    missing_until: Option<Instant>,
+}
+
+impl Follower {
+    async fn run(
+        mut self,
+        mut publishers: BoxStream<'static, Change>,
+        mut ends: BoxStream<'static, Change>,
+    ) {
+        loop {
+            let deadline = self.followed.values().filter_map(|row| row.missing_until).min();
+            let expired = async {
+                match deadline {
+                    Some(deadline) => sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                change = publishers.next() => match change {
+                    Some(change) => self.take(change).await,
+                    None => return,
+                },
+                Some(change) = ends.next() => self.take_ends(change),
+                () = expired => self.give_up().await,
+            }
+        }
+    }
+
+    async fn take(&mut self, change: Change) {
+        match change {
+            Change::All(rows) => self.take_all(rows).await,
+            Change::Set { key, value } => self.set(key, &value).await,
+            Change::Deleted { key } => self.remove(&key).await,
+            Change::Lost { reason } => {
+                tracing::warn!(reason, "the directory is away; known publishers are followed on");
+            }
+        }
+    }
+
+    async fn take_all(&mut self, rows: Rows) {
+        let until = Instant::now() + self.timeout;
+        for (key, followed) in &mut self.followed {
+            if !rows.contains_key(key) {
+                followed.missing_until.get_or_insert(until);
+            }
+        }
+        for (key, value) in rows {
+            self.set(key, &value).await;
+        }
+    }
+
+    async fn set(&mut self, key: String, value: &str) {
+        let row = match PublisherRow::from_json(&key, value) {
+            Ok(row) => row,
+            Err(error) => {
+                tracing::warn!(key, %error, "a publisher's row cannot be read");
+                return;
+            }
+        };
+        let wanted = row.followed_as().is_some_and(|role| self.roles.contains(&role));
+        if !wanted || row.uri.is_empty() {
+            return self.remove(&key).await;
+        }
+        let known = self.followed.contains_key(&key);
+        let uri = row.uri.clone();
+        // one that is followed may be late, but it lives until it is removed
+        if !known && row.is_stale(seconds(SystemTime::now()), self.timeout) {
+            return;
+        }
+        if self.followed.get(&key).is_some_and(|followed| followed.uri != uri) {
+            self.remove(&key).await;
+        }
+        let followed = Followed { uri: uri.clone(), missing_until: None };
+        if self.followed.insert(key.clone(), followed).is_some() {
+            return;
+        }
+        match self.subscriber.register_listen_address(&uri).await {
+            Ok(_) => tracing::info!(key, uri, "a publisher is followed"),
+            Err(error) => {
+                self.followed.remove(&key);
+                tracing::warn!(key, %error, "a publisher's address cannot be used");
+            }
+        }
+    }
+
+    async fn remove(&mut self, key: &str) {
+        let Some(Followed { uri, .. }) = self.followed.remove(key) else { return };
+        // two rows may name one address
+        if self.followed.values().any(|other| other.uri == uri) {
+            return;
+        }
+        tracing::info!(key, uri, "a publisher is followed no longer");
+        let _ = self.subscriber.unregister_listen_address(&uri).await;
+    }
+
+    async fn give_up(&mut self) {
+        let now = Instant::now();
+        let expired = |row: &Followed| row.missing_until.is_some_and(|until| until <= now);
+        let keys: Vec<String> = self
+            .followed
+            .iter()
+            .filter(|(_, row)| expired(row))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in keys {
+            self.remove(&key).await;
+        }
+    }
+
+    fn take_ends(&self, change: Change) {
+        let rows = match change {
+            Change::All(rows) => rows,
+            Change::Set { key, value } => Rows::from([(key, value)]),
+            Change::Deleted { .. } | Change::Lost { .. } => return,
+        };
+        for (key, value) in rows {
+            self.subscriber.learn_ends(&read_ends(&key, &value));
+        }
+    }
+}

@@ -1,0 +1,580 @@
+//! Publishers over this crate's sockets: PUB that others connect to (the network driver), and PUSH to
+//! the publisher service of the host (the multi-process driver).
+
+use std::collections::{BTreeSet, VecDeque};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, poll_immediate};
+use tokio::runtime::Handle;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
+use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
+
+use super::codec::{self, Body, Codec, Origin, Positions};
+use super::error::DriverError;
+use super::journal::Journal;
+use super::registration::Registration;
+use super::streams::{Passing, Streams};
+use super::update::Update;
+use super::{DriverContext, Publisher, PublisherStats};
+use crate::endpoint::Endpoint;
+use crate::error::Error;
+use crate::hub::Delivery;
+use crate::message::Message;
+use crate::monitor::{Event, Monitor};
+use crate::options::SocketOptions;
+use crate::pub_socket::PubSocket;
+use crate::push_socket::PushSocket;
+
+/// The READY property by which a peer says that its events are numbered; its value is the version of
+/// `proto/event.proto`.
+pub(crate) const NUMBERED: &str = "X-Dragonwire-Numbered";
+
+/// A publisher over a socket.
+#[derive(Debug)]
+pub(crate) struct SocketPublisher {
+    kind: Kind,
+    context: Arc<DriverContext>,
+    codec: Codec,
+    /// Held while the socket is opened or closed.
+    changing: AsyncMutex<()>,
+    state: Mutex<State>,
+    counters: Arc<Counters>,
+}
+
+/// Which socket it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// PUB, bound; with a row in the directory.
+    Network(Endpoint),
+    /// PUSH, connected.
+    Multiproc(Endpoint),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    open: Option<Arc<Open>>,
+    /// The last life's epoch, and the process that had it.
+    epoch: u64,
+}
+
+#[derive(Debug)]
+struct Open {
+    process: u32,
+    outlet: Outlet,
+    numbering: Arc<AsyncMutex<Numbering>>,
+    registration: Option<Registration>,
+    _announcing: AbortOnDropHandle<()>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    published: AtomicU64,
+    dropped: AtomicU64,
+    unheard: AtomicU64,
+}
+
+/// Where events go to.
+#[derive(Debug, Clone)]
+pub(crate) enum Outlet {
+    Pub(PubSocket),
+    Push(PushSocket),
+}
+
+impl Outlet {
+    async fn send(&self, topic: &[u8], body: &[u8]) -> Result<Delivery, Error> {
+        match self {
+            Self::Pub(socket) => socket.send_frames(&[topic, body]).await,
+            Self::Push(socket) => {
+                socket.send_frames(&[topic, body]).await?;
+                Ok(Delivery { matched: 1, queued: 1, dropped: 0 })
+            }
+        }
+    }
+
+    /// Says how far streams have come; tells whether everybody there will hear it.
+    pub(crate) fn say(&self, topic: &Bytes, positions: &Positions) -> bool {
+        let message = (topic.clone(), Bytes::from(positions.encode()));
+        let message = Message::pair(message.0, message.1);
+        match self {
+            Self::Pub(socket) => {
+                socket.try_send(message).is_ok_and(|delivery| delivery.dropped == 0)
+            }
+            Self::Push(socket) => socket.try_send(message).is_ok(),
+        }
+    }
+}
+
+/// What became of messages that were sent on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Relayed {
+    pub(crate) forwarded: u64,
+    /// For each subscriber that had no room.
+    pub(crate) dropped: u64,
+    /// Nobody followed their topic.
+    pub(crate) unheard: u64,
+    /// Not of two frames, or positions that cannot be read.
+    pub(crate) malformed: u64,
+}
+
+impl std::ops::AddAssign for Relayed {
+    fn add_assign(&mut self, other: Self) {
+        self.forwarded += other.forwarded;
+        self.dropped += other.dropped;
+        self.unheard += other.unheard;
+        self.malformed += other.malformed;
+    }
+}
+
+/// What is needed to give an event its number; held while it is sent, so that events leave in the
+/// order of their numbers.
+#[derive(Debug)]
+struct Numbering {
+    streams: Streams,
+    journal: Option<Journal>,
+    /// Bodies are written here.
+    body: Vec<u8>,
+    /// Topics of events without numbers that a subscriber had no room for.
+    lossy: BTreeSet<String>,
+}
+
+impl SocketPublisher {
+    pub(crate) fn new(kind: Kind, context: Arc<DriverContext>) -> Self {
+        let codec = context.options.codec.unwrap_or_default();
+        Self {
+            kind,
+            context,
+            codec,
+            changing: AsyncMutex::new(()),
+            state: Mutex::default(),
+            counters: Arc::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The open socket, opened if it is not.
+    async fn open(&self) -> Result<Arc<Open>, DriverError> {
+        let open = self.state().open.clone();
+        let open = match open {
+            Some(open) => open,
+            None => {
+                let _changing = self.changing.lock().await;
+                let already = self.state().open.clone();
+                match already {
+                    Some(open) => open,
+                    None => self.start().await?,
+                }
+            }
+        };
+        let here = std::process::id();
+        if open.process != here {
+            let made_in = open.process;
+            return Err(DriverError::Forked { what: "publisher", made_in, here });
+        }
+        Ok(open)
+    }
+
+    async fn start(&self) -> Result<Arc<Open>, DriverError> {
+        Handle::try_current().map_err(|_| DriverError::NoRuntime)?;
+        let context = &self.context;
+        let codec = self.codec;
+        let numbered = codec == Codec::Protobuf;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+        let mut epoch = now.max(self.state().epoch.saturating_add(1));
+        let journal = match &context.options.state_path {
+            Some(folder) if numbered && context.is_named() => {
+                let journal = open_journal(folder, context.id, epoch).await?;
+                epoch = journal.epoch();
+                Some(journal)
+            }
+            _ => None,
+        };
+        let mut streams = Streams::new(context.id, epoch);
+        if let Some(journal) = &journal {
+            streams.heard(journal.earlier());
+        }
+        let numbering = Numbering { streams, journal, body: Vec::new(), lossy: BTreeSet::new() };
+        let numbering = Arc::new(AsyncMutex::new(numbering));
+
+        let mut options = SocketOptions::new().linger(Some(LINGER)).send_hwm(SEND_HWM);
+        if numbered {
+            options = options.metadata(NUMBERED, "1");
+        }
+        let (outlet, announcing) = match &self.kind {
+            Kind::Network(endpoint) => {
+                let socket = PubSocket::with_options(options).map_err(|source| {
+                    DriverError::Socket { doing: "making a PUB socket".to_owned(), source }
+                })?;
+                // from here on subscriptions are noted, before the first can come
+                let _ = poll_immediate(socket.new_subscriptions()).await;
+                let news = Announcer::new(Outlet::Pub(socket.clone()), numbering.clone(), codec);
+                let announcing = tokio::spawn(news.run_pub(socket.clone()));
+                socket.bind(endpoint).await.map_err(|source| {
+                    let doing = format!("the publisher binds {endpoint}");
+                    DriverError::Socket { doing, source }
+                })?;
+                (Outlet::Pub(socket), announcing)
+            }
+            Kind::Multiproc(endpoint) => {
+                let socket = PushSocket::with_options(options).map_err(|source| {
+                    DriverError::Socket { doing: "making a PUSH socket".to_owned(), source }
+                })?;
+                let monitor = socket.monitor();
+                let news = Announcer::new(Outlet::Push(socket.clone()), numbering.clone(), codec);
+                let announcing = tokio::spawn(news.run_push(monitor));
+                socket.connect(endpoint).await.map_err(|source| {
+                    let doing = format!("the publisher connects to {endpoint}");
+                    DriverError::Socket { doing, source }
+                })?;
+                (Outlet::Push(socket), announcing)
+            }
+        };
+        let announcing = AbortOnDropHandle::new(announcing);
+        let registration = match (&self.kind, &context.directory) {
+            (Kind::Network(_), Some(directory)) => {
+                Some(Registration::start(directory.clone(), context).await)
+            }
+            _ => None,
+        };
+        let open = Arc::new(Open {
+            process: std::process::id(),
+            outlet,
+            numbering,
+            registration,
+            _announcing: announcing,
+        });
+        let mut state = self.state();
+        state.epoch = epoch;
+        state.open = Some(open.clone());
+        Ok(open)
+    }
+
+    async fn publish(&self, update: &Update, topic: Option<&str>) -> Result<(), DriverError> {
+        let open = self.open().await?;
+        let topic = update.topic_to_send_on(topic);
+        let mut numbering = open.numbering.lock().await;
+        let Numbering { streams, journal, body, lossy } = &mut *numbering;
+        let origin = streams.next(topic.as_bytes());
+        body.clear();
+        let update = self.context.triggering(update);
+        self.codec.encode(&update, topic, &origin, body);
+        if let Some(journal) = journal {
+            journal.note(topic.as_bytes(), origin.sequence).map_err(|source| {
+                DriverError::Journal { path: journal.path().to_owned(), source }
+            })?;
+        }
+        let delivery = match open.outlet.send(topic.as_bytes(), body).await {
+            Ok(delivery) => delivery,
+            Err(Error::Closed) => return Err(DriverError::Closed { what: "publisher" }),
+            Err(source) => {
+                let doing = format!("publishing on {topic:?}");
+                return Err(DriverError::Socket { doing, source });
+            }
+        };
+        streams.sent(&origin, topic.as_bytes());
+        if delivery.dropped > 0 && self.codec != Codec::Protobuf {
+            lossy.insert(topic.to_owned());
+        }
+        drop(numbering);
+        let Counters { published, dropped, unheard } = &*self.counters;
+        published.fetch_add(1, Ordering::Relaxed);
+        if delivery.dropped > 0 {
+            dropped.fetch_add(delivery.dropped.into(), Ordering::Relaxed);
+        }
+        if delivery.matched == 0 {
+            unheard.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(registration) = &open.registration {
+            registration.refresh();
+        }
+        Ok(())
+    }
+
+    /// Sends messages of other publishers on as they are. What they say of their streams goes into
+    /// what this one says.
+    ///
+    /// # Cancel safety
+    /// Safe: what was sent on is taken from the front of `messages`.
+    pub(crate) async fn relay(
+        &self,
+        messages: &mut VecDeque<Message>,
+        relayed: &mut Relayed,
+    ) -> Result<(), DriverError> {
+        let open = self.open().await?;
+        let Outlet::Pub(socket) = &open.outlet else { return Ok(()) };
+        let mut numbering = open.numbering.lock().await;
+        let Numbering { streams, lossy, .. } = &mut *numbering;
+        while let Some(message) = messages.front() {
+            let mut frames = message.frames();
+            let (Some(topic), Some(body), None) = (frames.next(), frames.next(), frames.next())
+            else {
+                relayed.malformed += 1;
+                messages.pop_front();
+                continue;
+            };
+            let origin = codec::peek_origin(body);
+            match &origin {
+                Some(origin) => {
+                    if let Passing::Announce(positions) = streams.passes(origin, topic) {
+                        open.outlet.say(&Bytes::copy_from_slice(topic), &positions);
+                    }
+                }
+                None if codec::is_positions(body) => {
+                    match codec::decode(body) {
+                        Ok(Body::Positions(said)) => streams.heard(&said.positions),
+                        _ => relayed.malformed += 1,
+                    }
+                    messages.pop_front();
+                    continue;
+                }
+                None => {}
+            }
+            let Ok(delivery) = socket.try_send(message.clone()) else {
+                return Err(DriverError::Closed { what: "publisher" });
+            };
+            if delivery.dropped > 0 && origin.is_none() {
+                lossy.insert(String::from_utf8_lossy(topic).into_owned());
+            }
+            relayed.forwarded += 1;
+            relayed.dropped += u64::from(delivery.dropped);
+            relayed.unheard += u64::from(delivery.matched == 0);
+            messages.pop_front();
+        }
+        drop(numbering);
+        if let Some(registration) = &open.registration {
+            registration.refresh();
+        }
+        Ok(())
+    }
+
+    async fn stop(&self) -> Result<(), DriverError> {
+        let _changing = self.changing.lock().await;
+        let Some(open) = self.state().open.take() else { return Ok(()) };
+        if open.process != std::process::id() {
+            // the sockets are the parent's
+            return Ok(());
+        }
+        let mut ends = Vec::new();
+        {
+            let mut numbering = open.numbering.lock().await;
+            numbering.streams.finish();
+            if self.codec == Codec::Protobuf {
+                for (topic, positions) in numbering.streams.changes() {
+                    let _ = open.outlet.send(&topic, &positions.encode()).await;
+                    ends.extend(positions.positions);
+                }
+            }
+        }
+        let report = match &open.outlet {
+            Outlet::Pub(socket) => socket.close().await,
+            Outlet::Push(socket) => socket.close().await,
+        };
+        if report.discarded > 0 {
+            tracing::warn!(events = report.discarded, "the publisher closed with events unsent");
+        }
+        if let Some(registration) = &open.registration {
+            registration.remove().await?;
+        }
+        if let Some(directory) = &self.context.directory {
+            super::registration::tell_ends(directory, self.context.id, &ends).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn open_journal(folder: &Path, id: Uuid, epoch: u64) -> Result<Journal, DriverError> {
+    let path = folder.to_owned();
+    let opening = tokio::task::spawn_blocking(move || Journal::open(&path, id, epoch)).await;
+    let journal = opening.map_err(std::io::Error::other).and_then(|journal| journal);
+    journal.map_err(|source| DriverError::Journal { path: folder.to_owned(), source })
+}
+
+impl Publisher for SocketPublisher {
+    fn initialize(&self) -> BoxFuture<'_, Result<(), DriverError>> {
+        Box::pin(async {
+            // a multi-process publisher connects when it has something to say
+            if matches!(self.kind, Kind::Network(_)) {
+                self.open().await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn send_event<'a>(
+        &'a self,
+        update: &'a Update,
+        topic: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(self.publish(update, topic))
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), DriverError>> {
+        Box::pin(self.stop())
+    }
+
+    fn id(&self) -> Uuid {
+        self.context.id
+    }
+
+    fn endpoint(&self) -> Option<Endpoint> {
+        let open = self.state().open.clone()?;
+        let endpoints = match &open.outlet {
+            Outlet::Pub(socket) => socket.endpoints(),
+            Outlet::Push(socket) => socket.endpoints(),
+        };
+        endpoints.into_iter().next().map(|status| status.endpoint)
+    }
+
+    fn stats(&self) -> PublisherStats {
+        PublisherStats {
+            published: self.counters.published.load(Ordering::Relaxed),
+            dropped: self.counters.dropped.load(Ordering::Relaxed),
+            unheard: self.counters.unheard.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// The task that says how far the streams have come.
+struct Announcer {
+    outlet: Outlet,
+    numbering: Arc<AsyncMutex<Numbering>>,
+    codec: Codec,
+    /// Prefixes whose subscribers have not all been told.
+    again: BTreeSet<Bytes>,
+}
+
+impl Announcer {
+    fn new(outlet: Outlet, numbering: Arc<AsyncMutex<Numbering>>, codec: Codec) -> Self {
+        Self { outlet, numbering, codec, again: BTreeSet::new() }
+    }
+
+    /// Greets subscribers.
+    async fn run_pub(mut self, socket: PubSocket) {
+        let mut tick = ticks();
+        loop {
+            tokio::select! {
+                news = socket.new_subscriptions() => {
+                    let Ok(news) = news else { return };
+                    if self.is_numbered() {
+                        self.again.extend(news);
+                        self.greet().await;
+                        // subscribers that come together are greeted together
+                        sleep(TOGETHER).await;
+                    }
+                }
+                _ = tick.tick() => {
+                    self.greet().await;
+                    self.say_changes().await;
+                    self.say_sync(&socket).await;
+                }
+            }
+        }
+    }
+
+    /// Tells each new connection where everything is.
+    async fn run_push(self, mut monitor: Monitor) {
+        let mut tick = ticks();
+        loop {
+            tokio::select! {
+                event = monitor.recv() => match event {
+                    None | Some(Event::Closed) => return,
+                    Some(Event::HandshakeSucceeded { .. }) => self.say_all().await,
+                    Some(Event::Disconnected { peer, cause, discarded }) => tracing::warn!(
+                        %peer, %cause, discarded,
+                        "the reader of the events is away; those it had not read are lost"
+                    ),
+                    Some(_) => {}
+                },
+                _ = tick.tick() => self.say_changes().await,
+            }
+        }
+    }
+
+    async fn greet(&mut self) {
+        if self.again.is_empty() {
+            return;
+        }
+        let numbering = self.numbering.lock().await;
+        let Self { outlet, again, .. } = self;
+        again.retain(|prefix| !outlet.say(prefix, &numbering.streams.complete(prefix)));
+    }
+
+    async fn say_all(&self) {
+        if !self.is_numbered() {
+            return;
+        }
+        let mut numbering = self.numbering.lock().await;
+        for (topic, positions) in numbering.streams.all() {
+            if !self.outlet.say(&topic, &positions) {
+                numbering.streams.say_again(&positions);
+            }
+        }
+    }
+
+    async fn say_changes(&self) {
+        if !self.is_numbered() {
+            return;
+        }
+        let mut numbering = self.numbering.lock().await;
+        for (topic, positions) in numbering.streams.changes() {
+            if !self.outlet.say(&topic, &positions) {
+                numbering.streams.say_again(&positions);
+            }
+        }
+        numbering.streams.sweep(Instant::now());
+    }
+
+    /// Subscribers of events without numbers learn of a loss by an event with the action `sync`,
+    /// once everybody has room for it.
+    async fn say_sync(&self, socket: &PubSocket) {
+        let mut numbering = self.numbering.lock().await;
+        if numbering.lossy.is_empty() {
+            return;
+        }
+        let full = |queued| queued >= SEND_HWM as u64;
+        if socket.stats().peers.iter().any(|peer| full(peer.outgoing.queued)) {
+            return;
+        }
+        let topics = std::mem::take(&mut numbering.lossy);
+        for topic in topics {
+            let nobody = Origin { publisher: Uuid::nil(), epoch: 0, sequence: 0 };
+            let mut body = Vec::new();
+            self.codec.encode(&Update::sync(&topic), &topic, &nobody, &mut body);
+            let message = Message::pair(topic.clone().into_bytes(), body);
+            if !socket.try_send(message).is_ok_and(|delivery| delivery.dropped == 0) {
+                numbering.lossy.insert(topic);
+            }
+        }
+    }
+
+    fn is_numbered(&self) -> bool {
+        self.codec == Codec::Protobuf
+    }
+}
+
+fn ticks() -> Interval {
+    let mut ticks = interval(CHANGES);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// Events that may wait for each subscriber: libzmq's default.
+const SEND_HWM: usize = 1000;
+
+/// How long a publisher goes on sending when it is closed.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// How long it takes at most until the loss of a stream's last events can be known.
+const CHANGES: Duration = Duration::from_millis(500);
+
+/// Subscribers that come within this time are greeted together.
+const TOGETHER: Duration = Duration::from_millis(20);

@@ -1,0 +1,384 @@
+//! The publisher service of a host: takes events of its processes from a Unix socket and publishes
+//! them on the network, so that the host has one publisher for its subscribers to connect to.
+
+use std::collections::VecDeque;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::poll_immediate;
+use serde::Serialize;
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::drivers::network_endpoint;
+use super::error::DriverError;
+use super::publisher::{Kind, Relayed, SocketPublisher};
+use super::table_monitor::{TableMonitor, remove_stale_publishers};
+use super::update::{SEND_ALL_TOPIC, Update};
+use super::{DriverContext, Publisher};
+use crate::endpoint::Endpoint;
+use crate::error::Error;
+use crate::message::Message;
+use crate::monitor::{Event, Monitor};
+use crate::options::SocketOptions;
+use crate::pull_socket::PullSocket;
+
+/// A publisher service that runs.
+///
+/// Events are sent on as they are, those of each process in their order. What this side cannot keep
+/// for a subscriber that is too slow is dropped, counted, and told to that subscriber by `sync`.
+#[derive(Debug)]
+pub struct PublisherService {
+    publisher: Arc<SocketPublisher>,
+    local: Endpoint,
+    shared: Arc<Shared>,
+    stopping: CancellationToken,
+    forwarding: Mutex<Option<oneshot::Receiver<()>>>,
+    monitors: Mutex<Vec<AbortOnDropHandle<()>>>,
+    context: DriverContext,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    relayed: Mutex<Relayed>,
+    incoming: Mutex<Incoming>,
+}
+
+#[derive(Debug, Default)]
+struct Incoming {
+    received: u64,
+    connections: usize,
+}
+
+/// What a publisher service has done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ServiceStats {
+    /// The id of its publisher.
+    pub id: String,
+    /// Where processes push to.
+    pub local: String,
+    /// Where subscribers connect to.
+    pub network: Option<String>,
+    /// Processes that are connected.
+    pub processes: usize,
+    /// Messages that came from processes.
+    pub received: u64,
+    /// Events that were sent on.
+    pub forwarded: u64,
+    /// Events that a subscriber had no room for, each counted for each such subscriber.
+    pub dropped: u64,
+    /// Events whose topic nobody followed.
+    pub unheard: u64,
+    /// Messages that are none of an event.
+    pub malformed: u64,
+    /// Events of its own: changes of tables.
+    pub published: u64,
+}
+
+impl PublisherService {
+    /// Starts a service: binds the local socket and the network's, has itself entered in the
+    /// directory and starts the monitors, if there is a directory.
+    ///
+    /// # Errors
+    /// [`DriverError::Socket`] if another service has the local socket or the port,
+    /// [`DriverError::UnsupportedTransport`], [`DriverError::Address`], [`DriverError::NoRuntime`].
+    pub async fn start(context: DriverContext) -> Result<Self, DriverError> {
+        Self::start_on(context, None).await
+    }
+
+    /// The same on a Unix socket that listens already, as systemd hands it over. The socket's file
+    /// is then left alone.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_on(
+        context: DriverContext,
+        listener: Option<UnixListener>,
+    ) -> Result<Self, DriverError> {
+        let options = context.options();
+        let network = network_endpoint(
+            &options.publisher_transport,
+            &options.publisher_bind_address,
+            options.publisher_port,
+        )?;
+        let pull = PullSocket::with_options(SocketOptions::new().recv_hwm(RECV_HWM))
+            .map_err(|source| socket_error("making PULL", source))?;
+        let local = match listener {
+            Some(listener) => pull
+                .bind_listener(listener)
+                .map_err(|source| socket_error("listening on the socket handed over", source))?,
+            None => bind_local(&pull, &options.publisher_multiproc_socket).await?,
+        };
+        let publisher =
+            Arc::new(SocketPublisher::new(Kind::Network(network), Arc::new(context.clone())));
+        publisher.initialize().await?;
+
+        let shared = Arc::new(Shared::default());
+        let stopping = CancellationToken::new();
+        let (done, forwarding) = oneshot::channel();
+        let forwarder = Forwarder {
+            pull,
+            publisher: publisher.clone(),
+            shared: shared.clone(),
+            stopping: stopping.clone(),
+            local: local.clone(),
+        };
+        tokio::spawn(async move {
+            forwarder.run().await;
+            let _ = done.send(());
+        });
+        let service = Self {
+            publisher,
+            local,
+            shared,
+            stopping,
+            forwarding: Mutex::new(Some(forwarding)),
+            monitors: Mutex::default(),
+            context,
+        };
+        service.start_monitors();
+        Ok(service)
+    }
+
+    /// Follows new options where that is possible without a restart: the monitors' tables and
+    /// period, and the time after which publishers are stale. Returns the names of options that
+    /// differ and need a restart.
+    pub fn reload(&mut self, context: &DriverContext) -> Vec<&'static str> {
+        let (old, new) = (self.context.options().clone(), context.options());
+        let mut kept = Vec::new();
+        let mut differs = |name, differs: bool| {
+            if differs {
+                kept.push(name);
+            }
+        };
+        differs("publisher_port", old.publisher_port != new.publisher_port);
+        differs("publisher_transport", old.publisher_transport != new.publisher_transport);
+        differs("publisher_bind_address", old.publisher_bind_address != new.publisher_bind_address);
+        differs(
+            "publisher_multiproc_socket",
+            old.publisher_multiproc_socket != new.publisher_multiproc_socket,
+        );
+        differs("management_ip", old.management_ip != new.management_ip);
+        differs("codec", old.codec != new.codec);
+        differs("directory", old.directory != new.directory);
+        differs("state_path", old.state_path != new.state_path);
+        let mut options = old;
+        options.monitor_tables.clone_from(&new.monitor_tables);
+        options.monitor_table_poll_time = new.monitor_table_poll_time;
+        options.publisher_timeout = new.publisher_timeout;
+        self.context.set_options(options);
+        self.start_monitors();
+        kept
+    }
+
+    fn start_monitors(&self) {
+        let Some(directory) = self.context.directory() else { return };
+        let options = self.context.options();
+        let period = options.monitor_table_poll_time.max(SHORTEST_PERIOD);
+        let mut monitors = Vec::new();
+        for table in &options.monitor_tables {
+            let monitor =
+                TableMonitor::new(table, directory.clone(), self.publisher.clone() as Arc<_>);
+            monitors.push(AbortOnDropHandle::new(tokio::spawn(monitor.run(period))));
+        }
+        let (directory, own) = (directory.clone(), self.context.id());
+        let stale_after = options.publisher_timeout;
+        monitors.push(AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                sleep(period).await;
+                match remove_stale_publishers(&*directory, own, stale_after).await {
+                    Ok(removed) => {
+                        for id in removed {
+                            tracing::info!(id, "a publisher was not active and is removed");
+                        }
+                    }
+                    Err(error) => tracing::warn!(%error, "stale publishers are not looked for"),
+                }
+            }
+        })));
+        *self.monitors.lock().unwrap_or_else(PoisonError::into_inner) = monitors;
+    }
+
+    /// The publisher, for events of the service's own process.
+    #[must_use]
+    pub fn publisher(&self) -> Arc<dyn Publisher> {
+        self.publisher.clone()
+    }
+
+    /// Where processes push to.
+    #[must_use]
+    pub fn local(&self) -> &Endpoint {
+        &self.local
+    }
+
+    /// Resolves if the service stops by itself, which it does only when its publisher was closed.
+    pub async fn stopped(&self) {
+        self.stopping.cancelled().await;
+    }
+
+    /// What it has done.
+    #[must_use]
+    pub fn stats(&self) -> ServiceStats {
+        let relayed = *self.shared.relayed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (received, processes) = {
+            let incoming = self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner);
+            (incoming.received, incoming.connections)
+        };
+        ServiceStats {
+            id: self.publisher.id().to_string(),
+            local: self.local.to_string(),
+            network: self.publisher.endpoint().map(|endpoint| endpoint.to_string()),
+            processes,
+            received,
+            forwarded: relayed.forwarded,
+            dropped: relayed.dropped,
+            unheard: relayed.unheard,
+            malformed: relayed.malformed,
+            published: self.publisher.stats().published,
+        }
+    }
+
+    /// Takes what processes have sent, sends on all of it, and closes; processes keep what they send
+    /// from then on for the next service. Removes the row from the directory. Closing again does
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`DriverError::Directory`] if the row could not be removed.
+    ///
+    /// # Cancel safety
+    /// When cancelled, the service stops forwarding in the background; the rest is then done when it
+    /// is called again.
+    pub async fn close(&self) -> Result<(), DriverError> {
+        self.monitors.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.stopping.cancel();
+        let forwarding = self.forwarding.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(forwarding) = forwarding {
+            let _ = forwarding.await;
+        }
+        self.publisher.close().await
+    }
+}
+
+async fn bind_local(pull: &PullSocket, path: &Path) -> Result<Endpoint, DriverError> {
+    let endpoint = Endpoint::ipc(path).map_err(|source| DriverError::Address {
+        uri: format!("ipc://{}", path.display()),
+        source,
+    })?;
+    pull.bind(endpoint).await.map_err(|source| {
+        let doing = format!("the publisher service binds its local socket {}", path.display());
+        DriverError::Socket { doing, source }
+    })
+}
+
+fn socket_error(doing: &str, source: Error) -> DriverError {
+    DriverError::Socket { doing: doing.to_owned(), source }
+}
+
+/// The task that sends on.
+struct Forwarder {
+    pull: PullSocket,
+    publisher: Arc<SocketPublisher>,
+    shared: Arc<Shared>,
+    stopping: CancellationToken,
+    local: Endpoint,
+}
+
+impl Forwarder {
+    async fn run(mut self) {
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut queue = VecDeque::with_capacity(BATCH);
+        let mut monitor = self.pull.monitor();
+        loop {
+            tokio::select! {
+                () = self.stopping.cancelled() => break,
+                event = monitor.recv() => self.note(event),
+                received = self.pull.recv_many(&mut batch, BATCH) => {
+                    if received.is_err() || !self.relay(&mut batch, &mut queue).await {
+                        break;
+                    }
+                }
+            }
+        }
+        self.stopping.cancel();
+        self.drain(&mut monitor, &mut batch, &mut queue).await;
+    }
+
+    /// What processes have handed to their kernels comes in while their connections are closed.
+    async fn drain(
+        &mut self,
+        monitor: &mut Monitor,
+        batch: &mut Vec<Message>,
+        queue: &mut VecDeque<Message>,
+    ) {
+        // goes on in the background
+        let _ = poll_immediate(self.pull.unbind(self.local.clone())).await;
+        let given_up = sleep(PATIENCE);
+        tokio::pin!(given_up);
+        loop {
+            while let Ok(message) = self.pull.try_recv() {
+                batch.push(message);
+            }
+            if !self.relay(batch, queue).await || self.pull.stats().peers.is_empty() {
+                break;
+            }
+            tokio::select! {
+                () = &mut given_up => {
+                    tracing::warn!("a process does not close its connection to the service");
+                    break;
+                }
+                event = monitor.recv() => self.note(event),
+                received = self.pull.recv_many(batch, BATCH) => {
+                    if received.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        self.pull.close().await;
+    }
+
+    async fn relay(&self, batch: &mut Vec<Message>, queue: &mut VecDeque<Message>) -> bool {
+        self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner).received +=
+            batch.len() as u64;
+        queue.extend(batch.drain(..));
+        let mut relayed = Relayed::default();
+        let done = self.publisher.relay(queue, &mut relayed).await;
+        if relayed.malformed > 0 {
+            tracing::warn!(messages = relayed.malformed, "a process sent what is no event");
+            // it may have been one for anybody
+            let _ = self.publisher.send_event(&Update::sync(SEND_ALL_TOPIC), None).await;
+        }
+        let mut sum = self.shared.relayed.lock().unwrap_or_else(PoisonError::into_inner);
+        *sum += relayed;
+        done.is_ok()
+    }
+
+    fn note(&self, event: Option<Event>) {
+        let mut incoming = self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Some(Event::HandshakeSucceeded { .. }) => incoming.connections += 1,
+            Some(Event::Disconnected { peer, cause, .. }) => {
+                incoming.connections = incoming.connections.saturating_sub(1);
+                tracing::debug!(%peer, %cause, "a process is gone");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Messages that are sent on in one go.
+const BATCH: usize = 1000;
+
+/// Messages that may wait for the forwarder, of each process.
+const RECV_HWM: usize = 4000;
+
+/// How long processes are waited for at the end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Tables are not looked at more often than that.
+const SHORTEST_PERIOD: Duration = Duration::from_millis(50);

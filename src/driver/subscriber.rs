@@ -1,0 +1,608 @@
+//! Subscribers over this crate's sockets: SUB that connects to publishers (the network driver), and
+//! PULL that processes of the host push to (the multi-process driver).
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::future::BoxFuture;
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::codec::{self, Body, CodecError, Position};
+use super::delivery::{Callback, Queue, SubscriberEvent, Updates};
+use super::error::DriverError;
+use super::publisher::NUMBERED;
+use super::sync::{Sync, SyncCause};
+use super::tracker::{Tracker, Verdict};
+use super::update::{Action, Update};
+use super::{DriverContext, Subscriber, SubscriberStats};
+use crate::endpoint::Endpoint;
+use crate::error::{Error, RecvError};
+use crate::message::Message;
+use crate::monitor::{Event, Monitor};
+use crate::options::SocketOptions;
+use crate::peer::{ConnectionId, PeerInfo};
+use crate::pull_socket::PullSocket;
+use crate::stats::SocketStats;
+use crate::sub_socket::{SubHandle, SubSocket};
+
+/// A subscriber over a socket.
+#[derive(Debug)]
+pub(crate) struct SocketSubscriber {
+    source: Source,
+    context: Arc<DriverContext>,
+    /// Held while it is started or closed.
+    changing: AsyncMutex<()>,
+    state: Mutex<State>,
+    shared: Arc<Shared>,
+}
+
+/// Whose events these are.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    /// Those of publishers that are connected to.
+    Publishers,
+    /// Those of the host's processes that connect here.
+    Processes(Endpoint),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    phase: Phase,
+    /// In the order they were registered, as upstream's lists.
+    topics: Vec<String>,
+    addresses: Vec<(String, Endpoint)>,
+}
+
+#[derive(Debug, Default)]
+enum Phase {
+    #[default]
+    New,
+    Initialized,
+    Running(Running),
+    Closed,
+}
+
+#[derive(Debug)]
+struct Running {
+    process: u32,
+    handle: SocketHandle,
+    task: Option<AbortOnDropHandle<()>>,
+}
+
+/// What the task and the methods share.
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Arc<Queue>,
+    tracking: Mutex<Tracking>,
+    /// Told when a publisher has said where its streams are.
+    told: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Tracking {
+    tracker: Tracker,
+    stats: SubscriberStats,
+}
+
+#[derive(Debug, Clone)]
+enum SocketHandle {
+    Sub(SubHandle),
+    /// Kept to be closed; PULL has no other handles.
+    Pull(Arc<Notify>),
+}
+
+impl SocketSubscriber {
+    pub(crate) fn new(source: Source, context: Arc<DriverContext>) -> Self {
+        Self {
+            source,
+            context,
+            changing: AsyncMutex::new(()),
+            state: Mutex::default(),
+            shared: Arc::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state of a subscriber that can be used, and its socket if it runs.
+    fn usable(&self) -> Result<(MutexGuard<'_, State>, Option<SocketHandle>), DriverError> {
+        let state = self.state();
+        let handle = match &state.phase {
+            Phase::New => return Err(DriverError::NotInitialized { what: WHAT }),
+            Phase::Closed => return Err(DriverError::Closed { what: WHAT }),
+            Phase::Initialized => None,
+            Phase::Running(Running { process, handle, .. }) => {
+                let here = std::process::id();
+                if *process != here {
+                    return Err(DriverError::Forked { what: WHAT, made_in: *process, here });
+                }
+                Some(handle.clone())
+            }
+        };
+        Ok((state, handle))
+    }
+
+    fn add_topic(&self, topic: &str) -> Result<bool, DriverError> {
+        let (mut state, handle) = self.usable()?;
+        if state.topics.iter().any(|known| known == topic) {
+            return Ok(false);
+        }
+        state.topics.push(topic.to_owned());
+        self.shared.tracking().tracker.register(topic.as_bytes());
+        if let Some(SocketHandle::Sub(socket)) = handle {
+            socket.subscribe(topic).map_err(socket_error("subscribing"))?;
+        }
+        Ok(true)
+    }
+
+    fn remove_topic(&self, topic: &str) -> Result<(), DriverError> {
+        let (mut state, handle) = self.usable()?;
+        let Some(at) = state.topics.iter().position(|known| known == topic) else {
+            return Err(DriverError::UnknownTopic { topic: topic.to_owned() });
+        };
+        state.topics.remove(at);
+        if let Some(SocketHandle::Sub(socket)) = handle {
+            socket.unsubscribe(topic).map_err(socket_error("unsubscribing"))?;
+        }
+        self.shared.tracking().tracker.unregister(topic.as_bytes());
+        Ok(())
+    }
+
+    async fn add_address(&self, uri: &str) -> Result<bool, DriverError> {
+        let endpoint = listen_address(uri)?;
+        let socket = {
+            let (mut state, handle) = self.usable()?;
+            if state.addresses.iter().any(|(_, known)| *known == endpoint) {
+                return Ok(false);
+            }
+            state.addresses.push((uri.to_owned(), endpoint.clone()));
+            match handle {
+                Some(SocketHandle::Sub(socket)) => socket,
+                _ => return Ok(true),
+            }
+        };
+        if let Err(error) = socket.add(endpoint.clone()).await {
+            self.state().addresses.retain(|(_, known)| *known != endpoint);
+            return Err(socket_error("connecting")(error));
+        }
+        Ok(true)
+    }
+
+    async fn remove_address(&self, uri: &str) -> Result<(), DriverError> {
+        let unknown = || DriverError::UnknownAddress { uri: uri.to_owned() };
+        let endpoint: Endpoint = uri.parse().map_err(|_| unknown())?;
+        let socket = {
+            let (mut state, handle) = self.usable()?;
+            let at = state.addresses.iter().position(|(_, known)| *known == endpoint);
+            state.addresses.remove(at.ok_or_else(unknown)?);
+            match handle {
+                Some(SocketHandle::Sub(socket)) => socket,
+                _ => return Ok(()),
+            }
+        };
+        socket.remove(endpoint.clone()).await.map_err(socket_error("disconnecting"))?;
+        let lost = self.shared.tracking().tracker.removed(&endpoint);
+        self.shared.tell(lost.into_iter().map(SubscriberEvent::Sync).collect());
+        Ok(())
+    }
+
+    fn set_up(&self) -> Result<(), DriverError> {
+        let mut state = self.state();
+        match state.phase {
+            Phase::New => {
+                state.phase = Phase::Initialized;
+                Ok(())
+            }
+            Phase::Closed => Err(DriverError::Closed { what: WHAT }),
+            _ => Err(DriverError::Already { what: WHAT, state: "is initialized" }),
+        }
+    }
+
+    async fn start(&self) -> Result<(), DriverError> {
+        Handle::try_current().map_err(|_| DriverError::NoRuntime)?;
+        let _changing = self.changing.lock().await;
+        if self.usable()?.1.is_some() {
+            return Err(DriverError::Already { what: WHAT, state: "runs" });
+        }
+        let options = SocketOptions::new();
+        let (handle, socket, monitor) = match &self.source {
+            Source::Publishers => {
+                let socket =
+                    SubSocket::with_options(options).map_err(socket_error("making SUB"))?;
+                let monitor = socket.monitor();
+                (SocketHandle::Sub(socket.handle()), Socket::Sub(socket), monitor)
+            }
+            Source::Processes(endpoint) => {
+                let socket =
+                    PullSocket::with_options(options).map_err(socket_error("making PULL"))?;
+                let monitor = socket.monitor();
+                socket.bind(endpoint).await.map_err(|source| {
+                    let doing = format!("the subscriber binds {endpoint}");
+                    DriverError::Socket { doing, source }
+                })?;
+                (SocketHandle::Pull(Arc::default()), Socket::Pull(socket), monitor)
+            }
+        };
+        let receiving = Receiving {
+            socket,
+            monitor,
+            end: match &handle {
+                SocketHandle::Pull(end) => Some(end.clone()),
+                SocketHandle::Sub(_) => None,
+            },
+            shared: self.shared.clone(),
+            context: self.context.clone(),
+            told: Vec::new(),
+        };
+        let addresses = self.run(receiving, &handle)?;
+        if let SocketHandle::Sub(socket) = handle {
+            for address in addresses {
+                socket.add(address).await.map_err(socket_error("connecting"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the task; returns what is to be connected to.
+    fn run(
+        &self,
+        receiving: Receiving,
+        handle: &SocketHandle,
+    ) -> Result<Vec<Endpoint>, DriverError> {
+        let mut state = self.state();
+        if let SocketHandle::Sub(socket) = handle {
+            for topic in &state.topics {
+                socket.subscribe(topic).map_err(socket_error("subscribing"))?;
+            }
+        }
+        let task = Some(AbortOnDropHandle::new(tokio::spawn(receiving.run())));
+        let process = std::process::id();
+        state.phase = Phase::Running(Running { process, handle: handle.clone(), task });
+        Ok(state.addresses.iter().map(|(_, endpoint)| endpoint.clone()).collect())
+    }
+
+    async fn wait_ready(&self) -> Result<(), DriverError> {
+        let Some(SocketHandle::Sub(socket)) = self.usable()?.1 else { return Ok(()) };
+        loop {
+            let told = self.shared.told.notified();
+            socket.ready().await.map_err(|_| DriverError::Closed { what: WHAT })?;
+            let peers = socket.stats().peers;
+            {
+                let tracker = &self.shared.tracking().tracker;
+                let mut there = peers.iter().filter_map(|stats| stats.peer.as_ref());
+                if there.all(|peer| tracker.knows(peer.id)) && tracker.is_settled() {
+                    return Ok(());
+                }
+            }
+            told.await;
+        }
+    }
+
+    async fn stop(&self) -> Result<(), DriverError> {
+        let _changing = self.changing.lock().await;
+        let phase = std::mem::replace(&mut self.state().phase, Phase::Closed);
+        if let Phase::Running(Running { process, handle, task }) = phase {
+            let here = std::process::id();
+            if process != here {
+                return Err(DriverError::Forked { what: WHAT, made_in: process, here });
+            }
+            match handle {
+                SocketHandle::Sub(socket) => drop(socket.close().await),
+                SocketHandle::Pull(end) => end.notify_one(),
+            }
+            if let Some(task) = task {
+                let _ = task.await;
+            }
+        }
+        self.shared.queue.close();
+        self.shared.told.notify_waiters();
+        Ok(())
+    }
+}
+
+/// What errors call it.
+const WHAT: &str = "subscriber";
+
+fn socket_error(doing: &'static str) -> impl Fn(Error) -> DriverError {
+    move |source| match source {
+        Error::Closed => DriverError::Closed { what: WHAT },
+        source => DriverError::Socket { doing: doing.to_owned(), source },
+    }
+}
+
+/// The address of a publisher: `tcp://host:port`.
+fn listen_address(uri: &str) -> Result<Endpoint, DriverError> {
+    let fault = |source| DriverError::Address { uri: uri.to_owned(), source };
+    let endpoint: Endpoint = uri.parse().map_err(fault)?;
+    endpoint.check_connectable().map_err(fault)?;
+    Ok(endpoint)
+}
+
+impl Subscriber for SocketSubscriber {
+    fn initialize(&self, callback: Callback) -> Result<(), DriverError> {
+        self.set_up()?;
+        let updates = Updates::new(self.shared.queue.clone());
+        updates.call(callback).map_err(DriverError::Thread)
+    }
+
+    fn initialize_stream(&self) -> Result<Updates, DriverError> {
+        self.set_up()?;
+        Ok(Updates::new(self.shared.queue.clone()))
+    }
+
+    fn register_topic<'a>(&'a self, topic: &'a str) -> BoxFuture<'a, Result<bool, DriverError>> {
+        Box::pin(async { self.add_topic(topic) })
+    }
+
+    fn unregister_topic<'a>(&'a self, topic: &'a str) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async { self.remove_topic(topic) })
+    }
+
+    fn register_listen_address<'a>(
+        &'a self,
+        uri: &'a str,
+    ) -> BoxFuture<'a, Result<bool, DriverError>> {
+        Box::pin(self.add_address(uri))
+    }
+
+    fn unregister_listen_address<'a>(
+        &'a self,
+        uri: &'a str,
+    ) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(self.remove_address(uri))
+    }
+
+    fn daemonize(&self) -> BoxFuture<'_, Result<(), DriverError>> {
+        Box::pin(self.start())
+    }
+
+    fn ready(&self) -> BoxFuture<'_, Result<(), DriverError>> {
+        Box::pin(self.wait_ready())
+    }
+
+    fn is_running(&self) -> bool {
+        matches!(self.state().phase, Phase::Running(_))
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), DriverError>> {
+        Box::pin(self.stop())
+    }
+
+    fn learn_ends(&self, ends: &[Position]) {
+        let mut syncs = Vec::new();
+        self.shared.tracking().tracker.ends(ends, &mut syncs);
+        self.shared.tell(syncs.into_iter().map(SubscriberEvent::Sync).collect());
+    }
+
+    fn stats(&self) -> SubscriberStats {
+        SubscriberStats {
+            callback_panics: self.shared.queue.panics(),
+            waiting: self.shared.queue.len() as u64,
+            ..self.shared.tracking().stats
+        }
+    }
+}
+
+impl Shared {
+    fn tracking(&self) -> MutexGuard<'_, Tracking> {
+        self.tracking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands events over, counted.
+    fn tell(&self, mut events: Vec<SubscriberEvent>) {
+        self.tracking().stats.count(&events);
+        self.queue.push_all(&mut events);
+    }
+}
+
+impl SubscriberStats {
+    fn count(&mut self, events: &[SubscriberEvent]) {
+        for event in events {
+            match event {
+                SubscriberEvent::Update(_) => self.delivered += 1,
+                SubscriberEvent::Sync(sync) => {
+                    self.syncs += 1;
+                    let missing = sync.missing.as_ref().and_then(super::Missing::count);
+                    self.missing += missing.unwrap_or(0);
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Socket {
+    Sub(SubSocket),
+    Pull(PullSocket),
+}
+
+impl Socket {
+    async fn recv(&mut self) -> Result<Message, RecvError> {
+        match self {
+            Self::Sub(socket) => socket.recv().await,
+            Self::Pull(socket) => socket.recv().await,
+        }
+    }
+
+    fn try_recv(&mut self) -> Result<Message, RecvError> {
+        match self {
+            Self::Sub(socket) => socket.try_recv(),
+            Self::Pull(socket) => socket.try_recv(),
+        }
+    }
+
+    fn last_peer(&self) -> Option<ConnectionId> {
+        match self {
+            Self::Sub(socket) => socket.last_peer(),
+            Self::Pull(socket) => socket.last_peer(),
+        }
+    }
+
+    fn stats(&self) -> SocketStats {
+        match self {
+            Self::Sub(socket) => socket.stats(),
+            Self::Pull(socket) => socket.stats(),
+        }
+    }
+}
+
+/// The task that receives.
+struct Receiving {
+    socket: Socket,
+    monitor: Monitor,
+    end: Option<Arc<Notify>>,
+    shared: Arc<Shared>,
+    context: Arc<DriverContext>,
+    /// Events to be handed over.
+    told: Vec<SubscriberEvent>,
+}
+
+impl Receiving {
+    async fn run(mut self) {
+        let queue = self.shared.queue.clone();
+        let end = self.end.take();
+        let ended = async {
+            match &end {
+                Some(end) => end.notified().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(ended);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut ended => break,
+                event = self.monitor.recv() => {
+                    if let Some(event) = event {
+                        self.note(event);
+                    }
+                }
+                received = receive(&mut self.socket, &queue) => {
+                    let Ok(message) = received else { break };
+                    self.take(&message);
+                    for _ in 1..BATCH {
+                        let Ok(message) = self.socket.try_recv() else { break };
+                        self.take(&message);
+                    }
+                }
+            }
+            self.hand_over();
+        }
+        queue.close();
+    }
+
+    fn hand_over(&mut self) {
+        if !self.told.is_empty() {
+            self.shared.tracking().stats.count(&self.told);
+            self.shared.queue.push_all(&mut self.told);
+        }
+    }
+
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::HandshakeSucceeded { peer } => self.connected(&peer),
+            Event::Disconnected { peer, .. } => {
+                self.shared.tracking().tracker.disconnected(peer.id);
+            }
+            Event::Missed { .. } => {
+                let peers = self.socket.stats().peers;
+                for peer in peers.iter().filter_map(|stats| stats.peer.as_ref()) {
+                    self.connected(peer);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn connected(&mut self, peer: &PeerInfo) {
+        let metadata = peer.session.iter().flat_map(|session| &session.metadata);
+        let numbered = metadata.into_iter().any(|(name, _)| name == NUMBERED);
+        // processes come and go, and one that is new says nothing about the others
+        let announces = numbered || matches!(self.socket, Socket::Pull(_));
+        let mut tracking = self.shared.tracking();
+        let sync = tracking.tracker.connected(peer.id, &peer.endpoint, announces);
+        drop(tracking);
+        self.shared.told.notify_waiters();
+        let wanted = self.context.options().sync_on_reconnect;
+        self.told.extend(sync.filter(|_| wanted).map(SubscriberEvent::Sync));
+    }
+
+    fn take(&mut self, message: &Message) {
+        let by = self.socket.last_peer();
+        if by.is_some_and(|by| !self.shared.tracking().tracker.knows(by)) {
+            while let Some(event) = self.monitor.try_recv() {
+                self.note(event);
+            }
+        }
+        let mut frames = message.frames();
+        let (Some(topic), Some(body), None) = (frames.next(), frames.next(), frames.next()) else {
+            return self.unreadable(by, message.topic(), "it is not of two frames");
+        };
+        let shared = self.shared.clone();
+        let mut tracking = shared.tracking();
+        let Tracking { tracker, stats } = &mut *tracking;
+        let exact = self.context.options().exact_topics && matches!(self.socket, Socket::Sub(_));
+        if exact && !tracker.is_registered(topic) {
+            return;
+        }
+        let mut missing = Vec::new();
+        match codec::decode(body) {
+            Ok(Body::Event { update, origin: None }) => self.told.push(as_event(update)),
+            Ok(Body::Event { update, origin: Some(origin) }) => {
+                let verdict = tracker.event(by, topic, &origin, &mut missing);
+                self.told.extend(missing.into_iter().map(SubscriberEvent::Sync));
+                match verdict {
+                    Verdict::Deliver => self.told.push(as_event(update)),
+                    Verdict::Late => stats.late += 1,
+                }
+            }
+            Ok(Body::Positions(positions)) => {
+                tracker.positions(by, &positions, &mut missing);
+                self.told.extend(missing.into_iter().map(SubscriberEvent::Sync));
+                shared.told.notify_waiters();
+            }
+            Err(CodecError::Event { origin, reason }) => {
+                stats.undecodable += 1;
+                tracker.unreadable(by, topic, &origin, &mut missing);
+                self.told.extend(missing.into_iter().map(SubscriberEvent::Sync));
+                warn(by, topic, &reason);
+            }
+            Err(error) => {
+                drop(tracking);
+                self.unreadable(by, topic, &error.to_string());
+            }
+        }
+    }
+
+    fn unreadable(&mut self, by: Option<ConnectionId>, topic: &[u8], reason: &str) {
+        self.shared.tracking().stats.undecodable += 1;
+        let sync = Sync { missing: None, cause: SyncCause::Undecodable };
+        self.told.push(SubscriberEvent::Sync(sync));
+        warn(by, topic, reason);
+    }
+}
+
+/// The next message, once there is room for what it holds.
+async fn receive(socket: &mut Socket, queue: &Queue) -> Result<Message, RecvError> {
+    std::future::poll_fn(|cx| queue.poll_room(cx)).await;
+    socket.recv().await
+}
+
+fn as_event(update: Update) -> SubscriberEvent {
+    if update.action == Some(Action::Sync) {
+        return SubscriberEvent::Sync(Sync { missing: None, cause: SyncCause::Announced });
+    }
+    SubscriberEvent::Update(update)
+}
+
+fn warn(by: Option<ConnectionId>, topic: &[u8], reason: &str) {
+    let peer = by.map_or_else(|| "a peer".to_owned(), |by| by.to_string());
+    let topic = String::from_utf8_lossy(topic);
+    tracing::warn!(%peer, %topic, reason, "an event cannot be read");
+}
+
+/// Messages that are taken in one go.
+const BATCH: usize = 256;
