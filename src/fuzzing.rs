@@ -13,8 +13,12 @@ use std::task::{Wake, Waker};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+#[cfg(feature = "driver")]
+use uuid::Uuid;
 
 use crate::command::{self, Command, Subscription};
+#[cfg(feature = "driver")]
+use crate::driver::codec::{Body, Codec, CodecError, Origin, decode, peek_origin};
 use crate::endpoint::Endpoint;
 use crate::engine::{Engine, EngineConfig, Input};
 use crate::error::{DisconnectCause, ProtocolError};
@@ -258,6 +262,43 @@ pub fn endpoint(data: &[u8]) {
         assert_eq!(shown.parse::<Endpoint>().as_ref(), Ok(&endpoint), "{shown:?}");
     }
 }
+
+/// The body of an event: what is understood is the same when it is written in each form and read again.
+#[cfg(feature = "driver")]
+pub fn event_body(data: &[u8]) {
+    let (update, origin) = match decode(data) {
+        Ok(Body::Event { update, origin }) => (update, origin),
+        Ok(Body::Positions(positions)) => {
+            assert_eq!(peek_origin(data), None);
+            assert_eq!(decode(&positions.encode()), Ok(Body::Positions(positions)));
+            return;
+        }
+        Err(CodecError::Event { origin, .. }) => {
+            assert_eq!(peek_origin(data), Some(origin), "what is missing is named");
+            return;
+        }
+        Err(CodecError::Malformed(_)) => return,
+    };
+    assert_eq!(peek_origin(data), origin);
+    let origin = origin.unwrap_or(Origin { publisher: Uuid::nil(), epoch: 0, sequence: 1 });
+    for codec in [Codec::Protobuf, Codec::Msgpack, Codec::Json] {
+        let topic = "weather";
+        let mut body = Vec::new();
+        codec.encode(&update, topic, &origin, &mut body);
+        let (mut update, mut origin) = (update.clone(), Some(origin));
+        if codec != Codec::Protobuf {
+            (update.timestamp, origin) = (None, None);
+        }
+        if codec == Codec::Json {
+            update.topic = Some(topic.to_owned());
+        }
+        assert_eq!(decode(&body), Ok(Body::Event { update, origin }), "{codec}");
+    }
+}
+
+/// Nothing reads bodies.
+#[cfg(not(feature = "driver"))]
+pub fn event_body(_: &[u8]) {}
 
 /// A whole session: an octet of configuration, then all that a peer sends.
 pub fn session(data: &[u8]) {
@@ -682,7 +723,7 @@ mod tests {
         };
     }
 
-    corpora!(greeting, frames, commands, subscriptions, endpoint, session);
+    corpora!(greeting, frames, commands, subscriptions, endpoint, event_body, session);
 
     /// The saved sessions once more, with an application that receives late and a kernel that takes
     /// nothing.

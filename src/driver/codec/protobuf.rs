@@ -195,7 +195,7 @@ fn event_from(body: &[u8], front: Option<Origin>) -> Result<Body, String> {
         return Err("the sequence number is 0".to_owned());
     }
     if front != Some(origin) {
-        return Err("a part of the origin comes twice".to_owned());
+        return Err("a part of the origin comes twice or behind a group".to_owned());
     }
     let value = match event.value {
         Some(wire::event::Value::Text(text)) => Some(Value::Text(text)),
