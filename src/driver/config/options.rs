@@ -25,8 +25,12 @@ pub struct DriverOptions {
     /// Addresses of publishers that are followed besides those of the directory. Default none here
     /// (`$local_ip` where an option file is read).
     pub publishers_ips: Vec<String>,
-    /// Default 8866, for [`Role::DfLocalController`] 8867.
+    /// Where this process's publisher listens. Default 8866, for [`Role::DfLocalController`] 8867.
     pub publisher_port: u16,
+    /// Where the publishers at `publishers_ips` listen: the `publisher_port` of
+    /// [`Role::counterpart`], which a file's `[df] publisher_port` is for [`Role::NeutronServer`].
+    /// Default: the other role's.
+    pub publishers_port: u16,
     /// `tcp`; `epgm` is known but not built. Default `tcp`.
     pub publisher_transport: String,
     /// `*` is every address. Default `*`.
@@ -85,10 +89,8 @@ impl DriverOptions {
             pub_sub_multiproc_driver: "zmq_pubsub_multiproc_driver".to_owned(),
             pub_sub_use_multiproc: true,
             publishers_ips: Vec::new(),
-            publisher_port: match role {
-                Role::NeutronServer => 8866,
-                Role::DfLocalController => 8867,
-            },
+            publisher_port: default_port(role),
+            publishers_port: default_port(role.counterpart()),
             publisher_transport: "tcp".to_owned(),
             publisher_bind_address: "*".to_owned(),
             publisher_multiproc_socket: "/var/run/zmq_pubsub/zmq-publisher-socket".into(),
@@ -108,6 +110,13 @@ impl DriverOptions {
             status_socket: None,
             monitor_tables: vec!["chassis".to_owned(), "publisher".to_owned()],
         }
+    }
+}
+
+fn default_port(role: Role) -> u16 {
+    match role {
+        Role::NeutronServer => 8866,
+        Role::DfLocalController => 8867,
     }
 }
 
