@@ -28,7 +28,8 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Vec<Assignment>, ConfigErr
                 assignments.push(Assignment { section, option: option.to_owned(), text, line });
                 Ok(())
             }
-            Err(fault) if section.is_none_or(|section| names::is_read(&section_name(section))) => {
+            // `[[df]]` is no table of options either
+            Err(fault) if names::is_read(&section_name(section.unwrap_or(option))) => {
                 let section = section.map_or(String::new(), |section| format!("[{section}] "));
                 Err(syntax(&key.span(), format!("{section}{option}: {fault}")))
             }
@@ -127,13 +128,13 @@ mod tests {
         assert_eq!(error("[df]\n\na = 1979-05-27"), format!("a.toml:3: [df] a: {EXPECTED}"));
         assert_eq!(error("[df]\na = { b = 1 }"), format!("a.toml:2: [df] a: {EXPECTED}"));
         assert_eq!(error("[df]\na = [[1]]"), format!("a.toml:2: [df] a: {EXPECTED_ITEM}"));
-        assert_eq!(error("a = 1979-05-27"), format!("a.toml:1: a: {EXPECTED}"));
+        assert_eq!(error("[[df]]\na = 1"), format!("a.toml:1: df: {EXPECTED_ITEM}"));
     }
 
     #[test]
     fn sections_of_others_may_hold_anything() {
-        assert!(
-            parse("a.toml", "[other]\na = { b = 1 }\n[other.deeper]\nc = 1\n").unwrap().is_empty()
-        );
+        let text =
+            "a = 1979-05-27\n[other]\na = { b = 1 }\n[other.deeper]\nc = 1\n[[list]]\nd = 1\n";
+        assert!(parse("a.toml", text).unwrap().is_empty());
     }
 }
