@@ -330,6 +330,43 @@ pub fn session(data: &[u8]) {
     }
 }
 
+/// The text of an option file, as INI and as TOML: an error names a line of it, and read twice it
+/// gives the same options as read once.
+#[cfg(feature = "driver")]
+pub fn option_file(data: &[u8]) {
+    use crate::driver::config::{Config, ConfigError, Place};
+    use crate::driver::{ROLE_DF_LOCAL_CONTROLLER, ROLE_NEUTRON_SERVER};
+
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let lines = 1 + text.matches('\n').count();
+    for add in [Config::add_ini, Config::add_toml] {
+        let mut once = Config::new();
+        if let Err(error) = add(&mut once, "file", text) {
+            let ConfigError::Syntax { line, .. } = error else { panic!("{error}") };
+            assert!((1..=lines).contains(&line), "{error}");
+            continue;
+        }
+        let mut twice = once.clone();
+        add(&mut twice, "file", text).expect("it was taken before");
+        for role in [ROLE_NEUTRON_SERVER, ROLE_DF_LOCAL_CONTROLLER] {
+            let options = once.options(role);
+            assert_eq!(twice.options(role), options);
+            if let Err(error) = options {
+                let written = match error {
+                    ConfigError::Value { written, .. }
+                    | ConfigError::Interpolation { written, .. } => written,
+                    error => panic!("{error}"),
+                };
+                let Place::File { line, .. } = written.place else { panic!("{written}") };
+                assert!((1..=lines).contains(&line), "{written}");
+            }
+        }
+        for warning in once.warnings() {
+            assert!(warning.to_string().starts_with("file:"), "{warning}");
+        }
+    }
+}
+
 /// The bits of `session`'s first octet above the socket type.
 const ACCEPTED: u8 = 0x10;
 const LATE: u8 = 0x20;
@@ -695,8 +732,9 @@ mod tests {
     }
 
     macro_rules! corpora {
-        ($($target:ident),*) => {
+        ($($(#[$gate:meta])? $target:ident),*) => {
             $(
+                $(#[$gate])?
                 #[test]
                 fn $target() {
                     run(stringify!($target), super::$target);
@@ -723,7 +761,18 @@ mod tests {
         };
     }
 
-    corpora!(greeting, frames, commands, subscriptions, endpoint, event_body, session);
+corpora!(
+        greeting,
+        frames,
+        commands,
+        subscriptions,
+        endpoint,
+        session,
+        #[cfg(feature = "driver")]
+        event_body,
+        #[cfg(feature = "driver")]
+        option_file
+    );
 
     /// The saved sessions once more, with an application that receives late and a kernel that takes
     /// nothing.

@@ -8,7 +8,10 @@ use crate::driver::role::Role;
 
 /// Everything that drivers, the registration, the monitors and the publisher service are told.
 ///
-/// Public fields have upstream's names; those of the section `[dragonwire]` are this project's own.
+/// Made by [`Config::options`](super::Config::options) from files and code, or from
+/// [`for_role`](Self::for_role) by hand. The fields have Dragonflow's names for its options, all of
+/// section `[df]` unless said otherwise; those of the section `[dragonwire]` are this project's own.
+/// `docs/driver-options.md` has all of them with their releases and what a role's section may hold.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct DriverOptions {
@@ -22,16 +25,23 @@ pub struct DriverOptions {
     pub pub_sub_multiproc_driver: String,
     /// Whether publishers hand their events to the publisher service. Default true.
     pub pub_sub_use_multiproc: bool,
-    /// Addresses of publishers that are followed besides those of the directory. Default none here
-    /// (`$local_ip` where an option file is read).
+    /// IP addresses or host names of publishers that are followed besides those of the directory.
+    /// Default none; `local_ip` where an INI file is read.
     pub publishers_ips: Vec<String>,
-    /// Default 8866, for [`Role::DfLocalController`] 8867.
+    /// The port that this process's publisher listens at; 0: the system chooses. Default 8866, for
+    /// [`Role::DfLocalController`] 8867, which a file's `[df]` does not change.
     pub publisher_port: u16,
-    /// `tcp`; `epgm` is known but not built. Default `tcp`.
+    /// Where the publishers at `publishers_ips` listen: the `publisher_port` of
+    /// [`Role::counterpart`], which a file's `[df] publisher_port` is for [`Role::NeutronServer`].
+    /// Default: the other role's.
+    pub publishers_port: u16,
+    /// `tcp`; `epgm` is known but not built. Checked when a driver is made. Default `tcp`.
     pub publisher_transport: String,
-    /// `*` is every address. Default `*`.
+    /// The address that the publisher listens at: `*`, which is every one, an IP address or a host
+    /// name. `publisher_binding_address` in a role's section. Default `*`.
     pub publisher_bind_address: String,
-    /// Default `/var/run/zmq_pubsub/zmq-publisher-socket`; also `[df_zmq] ipc_socket`.
+    /// The Unix socket between publishers and the publisher service; `[df_zmq] ipc_socket` is its
+    /// later name. Default `/var/run/zmq_pubsub/zmq-publisher-socket`.
     pub publisher_multiproc_socket: PathBuf,
     /// This host's address. Default 127.0.0.1.
     pub local_ip: String,
@@ -48,8 +58,8 @@ pub struct DriverOptions {
     /// Addresses of the database, `host:port`; the Redis driver's servers. Default `127.0.0.1:4001`.
     pub remote_db_hosts: Vec<String>,
 
-    /// `[dragonwire] codec`: how events are written. `None`: what the driver's peers need, which is
-    /// Dragonflow's map if the options came from an option file of Dragonflow, else protobuf.
+    /// `[dragonwire] codec`: how events are written. `None`: what the driver's peers need. Default
+    /// `None`; [`Codec::Msgpack`] where an INI file has options of Dragonflow.
     pub codec: Option<Codec>,
     /// `[dragonwire] trigger_only`: send values only with the action `log`, as releases before 3.0.0
     /// did. Default false.
@@ -85,10 +95,8 @@ impl DriverOptions {
             pub_sub_multiproc_driver: "zmq_pubsub_multiproc_driver".to_owned(),
             pub_sub_use_multiproc: true,
             publishers_ips: Vec::new(),
-            publisher_port: match role {
-                Role::NeutronServer => 8866,
-                Role::DfLocalController => 8867,
-            },
+            publisher_port: default_port(role),
+            publishers_port: default_port(role.counterpart()),
             publisher_transport: "tcp".to_owned(),
             publisher_bind_address: "*".to_owned(),
             publisher_multiproc_socket: "/var/run/zmq_pubsub/zmq-publisher-socket".into(),
@@ -108,6 +116,13 @@ impl DriverOptions {
             status_socket: None,
             monitor_tables: vec!["chassis".to_owned(), "publisher".to_owned()],
         }
+    }
+}
+
+fn default_port(role: Role) -> u16 {
+    match role {
+        Role::NeutronServer => 8866,
+        Role::DfLocalController => 8867,
     }
 }
 
