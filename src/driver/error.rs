@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::config::ConfigError;
 use super::directory::DirectoryError;
 use crate::error::{EndpointError, Error};
 
@@ -113,6 +114,9 @@ pub enum DriverError {
     /// The directory did not do its part.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// An option is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The broker did not do its part.
     #[error("Redis at {at}: {reason}")]
     Broker {
