@@ -12,6 +12,8 @@ mod error;
 mod follow;
 mod journal;
 mod publisher;
+#[cfg(feature = "redis")]
+mod redis;
 mod registration;
 mod role;
 mod service;
@@ -33,6 +35,8 @@ pub use delivery::{Callback, SubscriberEvent, Updates};
 pub use drivers::{Drivers, MultiprocDriver, NetworkDriver, SUPPORTED_TRANSPORTS};
 pub use error::DriverError;
 pub use follow::Following;
+#[cfg(feature = "redis")]
+pub use redis::RedisDriver;
 pub use role::{ROLE_DF_LOCAL_CONTROLLER, ROLE_NEUTRON_SERVER, Role, UnknownRole};
 pub use service::{PublisherService, ServiceStats};
 pub use sync::{Missing, Sync, SyncCause};

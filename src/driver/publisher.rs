@@ -391,7 +391,11 @@ impl SocketPublisher {
     }
 }
 
-async fn open_journal(folder: &Path, id: Uuid, epoch: u64) -> Result<Journal, DriverError> {
+pub(super) async fn open_journal(
+    folder: &Path,
+    id: Uuid,
+    epoch: u64,
+) -> Result<Journal, DriverError> {
     let path = folder.to_owned();
     let opening = tokio::task::spawn_blocking(move || Journal::open(&path, id, epoch)).await;
     let journal = opening.map_err(std::io::Error::other).and_then(|journal| journal);
@@ -571,10 +575,10 @@ fn ticks() -> Interval {
 const SEND_HWM: usize = 1000;
 
 /// How long a publisher goes on sending when it is closed.
-const LINGER: Duration = Duration::from_secs(5);
+pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 /// How long it takes at most until the loss of a stream's last events can be known.
-const CHANGES: Duration = Duration::from_millis(500);
+pub(super) const CHANGES: Duration = Duration::from_millis(500);
 
 /// Subscribers that come within this time are greeted together.
 const TOGETHER: Duration = Duration::from_millis(20);

@@ -2,6 +2,8 @@
 //! what Dragonflow keeps in its north-bound database.
 
 mod publisher_row;
+#[cfg(feature = "redis")]
+mod redis;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +12,8 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
 pub use publisher_row::{PublisherRow, RowError, TABLE, dragonflow_publisher_id, publisher_id};
+#[cfg(feature = "redis")]
+pub use redis::RedisDirectory;
 
 /// The rows of a table, by key; a row is JSON text.
 pub type Rows = BTreeMap<String, String>;
