@@ -13,7 +13,7 @@ main() {
     fi
     step "tools" set_up
     step "format" format
-    step "clippy" cargo clippy --workspace --all-targets --locked -- -D warnings
+    step "clippy" cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
     step "documentation" documentation
     step "no C in the library and the command" scripts/check-no-c.sh
     step "licences of dependencies" scripts/check-licences.sh
