@@ -761,7 +761,7 @@ mod tests {
         };
     }
 
-corpora!(
+    corpora!(
         greeting,
         frames,
         commands,

@@ -208,7 +208,8 @@ pub struct SubscriberStats {
     pub syncs: u64,
     /// Messages that could not be read.
     pub undecodable: u64,
-    /// Events that came again, or after they were told to be missing, and were not delivered.
+    /// Events that were not delivered because they came again, after they were told to be missing, or
+    /// from an address that is not registered any more.
     pub late: u64,
     /// How often the callback panicked.
     pub callback_panics: u64,

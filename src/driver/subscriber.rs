@@ -492,6 +492,10 @@ impl Receiving {
             self.hand_over();
         }
         queue.close();
+        // processes see it go, and keep what they send from then on
+        if let Socket::Pull(socket) = self.socket {
+            socket.close().await;
+        }
     }
 
     fn hand_over(&mut self) {
@@ -544,6 +548,10 @@ impl Receiving {
         let shared = self.shared.clone();
         let mut tracking = shared.tracking();
         let Tracking { tracker, stats } = &mut *tracking;
+        if by.is_some_and(|by| tracker.has_left(by)) {
+            stats.late += 1;
+            return;
+        }
         let exact = self.context.options().exact_topics && matches!(self.socket, Socket::Sub(_));
         if exact && !tracker.is_registered(topic) {
             return;

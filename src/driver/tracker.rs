@@ -26,6 +26,8 @@ pub(crate) struct Tracker {
     connections: HashMap<ConnectionId, Endpoint>,
     /// Connections that are gone, oldest first: events that came by them may not have been taken yet.
     gone: VecDeque<ConnectionId>,
+    /// Connections to endpoints that are not followed any more.
+    left: VecDeque<ConnectionId>,
 }
 
 /// One life of a publisher.
@@ -124,6 +126,11 @@ impl Tracker {
         }
     }
 
+    /// Whether the connection is one to an endpoint that is not followed any more.
+    pub(crate) fn has_left(&self, connection: ConnectionId) -> bool {
+        self.left.contains(&connection)
+    }
+
     /// Whether the connection was noted.
     pub(crate) fn knows(&self, connection: ConnectionId) -> bool {
         self.connections.contains_key(&connection)
@@ -146,7 +153,12 @@ impl Tracker {
     /// The endpoint is not followed any more. If it was away, nobody will say what it sent then,
     /// unless all of its streams have ended.
     pub(crate) fn removed(&mut self, endpoint: &Endpoint) -> Vec<Sync> {
+        let connections = self.connections.iter().filter(|(_, of)| *of == endpoint);
+        self.left.extend(connections.map(|(connection, _)| *connection));
         self.connections.retain(|_, of| of != endpoint);
+        while self.left.len() > KEPT_CONNECTIONS {
+            self.left.pop_front();
+        }
         let Some(link) = self.links.remove(endpoint) else { return Vec::new() };
         if link.connection.is_some() || !link.broken {
             return Vec::new();
