@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::codec::Position;
+use super::codec::{End, Position};
 
 /// The journal of a publisher that runs.
 #[derive(Debug)]
@@ -133,7 +133,7 @@ fn record(publisher: Uuid, text: &[u8]) -> Option<(Position, &[u8])> {
     let (topic, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
     let (last, rest) = number(rest)?;
     let topic = Bytes::copy_from_slice(topic);
-    Some((Position { publisher, epoch, topic, first: 1, last, is_final: true }, rest))
+    Some((Position { publisher, epoch, topic, first: 1, last, end: End::Final }, rest))
 }
 
 fn number(text: &[u8]) -> Option<(u64, &[u8])> {

@@ -356,6 +356,14 @@ impl SocketPublisher {
         Ok(())
     }
 
+    /// Another publisher went without a word.
+    pub(crate) async fn abandon(&self, publisher: Uuid, epoch: u64) {
+        let Some(open) = self.state().open.clone() else { return };
+        if open.numbering.lock().await.streams.abandon(publisher, epoch) {
+            tracing::warn!(%publisher, epoch, "a process is gone without saying where its events end");
+        }
+    }
+
     async fn stop(&self) -> Result<(), DriverError> {
         let _changing = self.changing.lock().await;
         let Some(open) = self.state().open.take() else { return Ok(()) };

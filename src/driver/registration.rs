@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::DriverContext;
-use super::codec::Position;
+use super::codec::{End, Position};
 use super::config::DriverOptions;
 use super::directory::{Directory, DirectoryError, PublisherRow, TABLE};
 
@@ -159,7 +159,7 @@ pub(crate) const ENDS: &str = "publisher_end";
 
 /// A row of [`ENDS`].
 #[derive(Debug, Serialize, Deserialize)]
-struct End {
+struct EndRow {
     epoch: u64,
     /// Topic and number of the last event.
     topics: Vec<(String, u64)>,
@@ -179,7 +179,7 @@ pub(crate) async fn tell_ends(
     let topics = own().filter(|end| end.epoch == epoch);
     let topics = topics.filter_map(|end| Some((topic(end)?, end.last))).collect();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let end = End { epoch, topics, timestamp: now.as_secs_f64() };
+    let end = EndRow { epoch, topics, timestamp: now.as_secs_f64() };
     // numbers and text, which is always JSON
     let row = serde_json::to_string(&end).unwrap_or_default();
     directory.put(ENDS, &publisher.to_string(), &row).await
@@ -187,24 +187,25 @@ pub(crate) async fn tell_ends(
 
 /// The positions in a row of [`ENDS`]; none if it is not one.
 pub(crate) fn read_ends(key: &str, row: &str) -> Vec<Position> {
-    let (Ok(publisher), Ok(end)) = (Uuid::parse_str(key), serde_json::from_str::<End>(row)) else {
+    let (Ok(publisher), Ok(end)) = (Uuid::parse_str(key), serde_json::from_str::<EndRow>(row))
+    else {
         return Vec::new();
     };
-    let End { epoch, topics, .. } = end;
+    let EndRow { epoch, topics, .. } = end;
     let position = |(topic, last): (String, u64)| Position {
         publisher,
         epoch,
         topic: topic.into_bytes().into(),
         first: 1,
         last,
-        is_final: true,
+        end: End::Final,
     };
     topics.into_iter().map(position).collect()
 }
 
 /// How old a row of [`ENDS`] is; `None` if it is not one.
 pub(crate) fn age_of_end(row: &str, now: SystemTime) -> Option<Duration> {
-    let end: End = serde_json::from_str(row).ok()?;
+    let end: EndRow = serde_json::from_str(row).ok()?;
     let now = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
     Duration::try_from_secs_f64((now.as_secs_f64() - end.timestamp).max(0.0)).ok()
 }

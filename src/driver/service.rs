@@ -1,7 +1,7 @@
 //! The publisher service of a host: takes events of its processes from a Unix socket and publishes
 //! them on the network, so that the host has one publisher for its subscribers to connect to.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,10 +10,12 @@ use std::time::Duration;
 use futures::future::poll_immediate;
 use serde::Serialize;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
+use super::codec::{self, Body};
 use super::drivers::network_endpoint;
 use super::error::DriverError;
 use super::publisher::{Kind, Relayed, SocketPublisher};
@@ -25,6 +27,7 @@ use crate::error::Error;
 use crate::message::Message;
 use crate::monitor::{Event, Monitor};
 use crate::options::SocketOptions;
+use crate::peer::ConnectionId;
 use crate::pull_socket::PullSocket;
 
 /// A publisher service that runs.
@@ -127,6 +130,7 @@ impl PublisherService {
             shared: shared.clone(),
             stopping: stopping.clone(),
             local: local.clone(),
+            processes: Processes::default(),
         };
         tokio::spawn(async move {
             forwarder.run().await;
@@ -286,44 +290,72 @@ struct Forwarder {
     shared: Arc<Shared>,
     stopping: CancellationToken,
     local: Endpoint,
+    processes: Processes,
 }
 
 impl Forwarder {
     async fn run(mut self) {
-        let mut batch = Vec::with_capacity(BATCH);
         let mut queue = VecDeque::with_capacity(BATCH);
         let mut monitor = self.pull.monitor();
         loop {
+            let abandoned = self.processes.next_abandoned();
+            let expired = async {
+                match abandoned {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = self.stopping.cancelled() => break,
                 event = monitor.recv() => self.note(event),
-                received = self.pull.recv_many(&mut batch, BATCH) => {
-                    if received.is_err() || !self.relay(&mut batch, &mut queue).await {
+                () = expired => {
+                    for (publisher, epoch) in self.processes.abandoned(Instant::now()) {
+                        self.publisher.abandon(publisher, epoch).await;
+                    }
+                }
+                received = self.pull.recv() => {
+                    let Ok(message) = received else { break };
+                    self.take(message, &mut queue);
+                    if !self.relay(&mut queue).await {
                         break;
                     }
                 }
             }
         }
         self.stopping.cancel();
-        self.drain(&mut monitor, &mut batch, &mut queue).await;
+        self.drain(&mut monitor, &mut queue).await;
+    }
+
+    /// Takes a message and those that are there behind it.
+    fn take(&mut self, message: Message, queue: &mut VecDeque<Message>) {
+        let mut next = Some(message);
+        while let Some(message) = next {
+            if let Some(body) = message.frame(1)
+                && codec::is_positions(body)
+                && let Ok(Body::Positions(said)) = codec::decode(body)
+                && let Some(connection) = self.pull.last_peer()
+            {
+                self.processes.said(connection, (said.announcer, said.announcer_epoch));
+            }
+            queue.push_back(message);
+            next = if queue.len() < BATCH { self.pull.try_recv().ok() } else { None };
+        }
     }
 
     /// What processes have handed to their kernels comes in while their connections are closed.
-    async fn drain(
-        &mut self,
-        monitor: &mut Monitor,
-        batch: &mut Vec<Message>,
-        queue: &mut VecDeque<Message>,
-    ) {
+    async fn drain(&mut self, monitor: &mut Monitor, queue: &mut VecDeque<Message>) {
         // goes on in the background
         let _ = poll_immediate(self.pull.unbind(self.local.clone())).await;
         let given_up = sleep(PATIENCE);
         tokio::pin!(given_up);
         loop {
             while let Ok(message) = self.pull.try_recv() {
-                batch.push(message);
+                self.take(message, queue);
+                if !self.relay(queue).await {
+                    break;
+                }
             }
-            if !self.relay(batch, queue).await || self.pull.stats().peers.is_empty() {
+            if self.pull.stats().peers.is_empty() {
                 break;
             }
             tokio::select! {
@@ -332,8 +364,10 @@ impl Forwarder {
                     break;
                 }
                 event = monitor.recv() => self.note(event),
-                received = self.pull.recv_many(batch, BATCH) => {
-                    if received.is_err() {
+                received = self.pull.recv() => {
+                    let Ok(message) = received else { break };
+                    self.take(message, queue);
+                    if !self.relay(queue).await {
                         break;
                     }
                 }
@@ -342,10 +376,9 @@ impl Forwarder {
         self.pull.close().await;
     }
 
-    async fn relay(&self, batch: &mut Vec<Message>, queue: &mut VecDeque<Message>) -> bool {
+    async fn relay(&self, queue: &mut VecDeque<Message>) -> bool {
         self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner).received +=
-            batch.len() as u64;
-        queue.extend(batch.drain(..));
+            queue.len() as u64;
         let mut relayed = Relayed::default();
         let done = self.publisher.relay(queue, &mut relayed).await;
         if relayed.malformed > 0 {
@@ -358,18 +391,59 @@ impl Forwarder {
         done.is_ok()
     }
 
-    fn note(&self, event: Option<Event>) {
+    fn note(&mut self, event: Option<Event>) {
         let mut incoming = self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Some(Event::HandshakeSucceeded { .. }) => incoming.connections += 1,
             Some(Event::Disconnected { peer, cause, .. }) => {
                 incoming.connections = incoming.connections.saturating_sub(1);
                 tracing::debug!(%peer, %cause, "a process is gone");
+                self.processes.gone(peer.id, Instant::now());
             }
             _ => {}
         }
     }
 }
+
+/// Which publishers are at the other ends.
+#[derive(Debug, Default)]
+struct Processes {
+    connected: HashMap<ConnectionId, Life>,
+    /// Those whose connection ended, until when they may be back.
+    gone: Vec<(Life, Instant)>,
+}
+
+/// A publisher and its epoch.
+type Life = (Uuid, u64);
+
+impl Processes {
+    fn said(&mut self, connection: ConnectionId, life: Life) {
+        self.connected.insert(connection, life);
+        self.gone.retain(|(gone, _)| *gone != life);
+    }
+
+    fn gone(&mut self, connection: ConnectionId, now: Instant) {
+        if let Some(life) = self.connected.remove(&connection)
+            && !self.connected.values().any(|other| *other == life)
+        {
+            self.gone.push((life, now + GRACE));
+        }
+    }
+
+    fn next_abandoned(&self) -> Option<Instant> {
+        self.gone.iter().map(|(_, until)| *until).min()
+    }
+
+    fn abandoned(&mut self, now: Instant) -> Vec<Life> {
+        let (gone, waiting) = self.gone.drain(..).partition(|(_, until)| *until <= now);
+        self.gone = waiting;
+        let gone: Vec<_> = gone;
+        gone.into_iter().map(|(life, _)| life).collect()
+    }
+}
+
+/// A process whose connection ended without its saying so may come back for that long.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Messages that are sent on in one go.
 const BATCH: usize = 1000;

@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::codec::{Origin, Position, Positions};
+use super::codec::{End, Origin, Position, Positions};
 use super::sync::{Missing, Sync, SyncCause};
 use crate::endpoint::Endpoint;
 use crate::peer::ConnectionId;
@@ -218,6 +218,7 @@ impl Tracker {
             return Verdict::Late;
         }
         let last_missing = if readable { sequence - 1 } else { sequence };
+        stream.end_unknown = false;
         let from = std::mem::replace(&mut stream.next, sequence.saturating_add(1));
         if last_missing >= from {
             let cause = if readable { SyncCause::Gap } else { SyncCause::Undecodable };
@@ -236,7 +237,7 @@ impl Tracker {
         let announcer = (said.announcer, said.announcer_epoch);
         // ends first: an earlier life that says where it ended does not end unknown
         let (ends, others): (Vec<_>, Vec<_>) =
-            said.positions.iter().partition(|position| position.is_final);
+            said.positions.iter().partition(|position| position.end == End::Final);
         for position in ends.into_iter().chain(others) {
             if self.follows(&position.topic) {
                 self.position(by, announcer, position, missing);
@@ -263,7 +264,7 @@ impl Tracker {
         said: &Position,
         missing: &mut Vec<Sync>,
     ) {
-        let Position { publisher, epoch, topic, first, last, is_final } = said;
+        let Position { publisher, epoch, topic, first, last, end } = said;
         if self.stream(*publisher, *epoch, topic).is_none() {
             let next = match self.owed(by, topic) {
                 // it begins with this announcer, which was there before
@@ -273,7 +274,7 @@ impl Tracker {
                 // all of it came before this subscriber did
                 None => last.saturating_add(1),
             };
-            if !is_final {
+            if *end != End::Final {
                 self.end_earlier_lives(*publisher, *epoch, missing);
             }
             if !self.begin(by, *publisher, *epoch, topic, next) {
@@ -281,10 +282,13 @@ impl Tracker {
             }
         }
         let Some(stream) = self.stream(*publisher, *epoch, topic) else { return };
-        stream.is_final |= is_final;
+        stream.is_final |= *end == End::Final;
         if *last >= stream.next {
             let from = std::mem::replace(&mut stream.next, last.saturating_add(1));
             missing.push(gap(*publisher, *epoch, topic, from, *last, SyncCause::Gap));
+        }
+        if *end == End::Abandoned {
+            missing.extend(stream.end_unknown(*publisher, *epoch, topic));
         }
     }
 
@@ -377,18 +381,20 @@ impl Tracker {
 impl Life {
     fn end(&mut self, publisher: Uuid, missing: &mut Vec<Sync>) {
         for (topic, stream) in &mut self.streams {
-            if stream.is_final || std::mem::replace(&mut stream.end_unknown, true) {
-                continue;
-            }
-            let missed = Missing {
-                publisher,
-                epoch: self.epoch,
-                topic: String::from_utf8_lossy(topic).into_owned(),
-                from: stream.next,
-                to: None,
-            };
-            missing.push(Sync { missing: Some(missed), cause: SyncCause::PublisherEnded });
+            missing.extend(stream.end_unknown(publisher, self.epoch, topic));
         }
+    }
+}
+
+impl Stream {
+    /// It ends here, and nobody said that it does: told once.
+    fn end_unknown(&mut self, publisher: Uuid, epoch: u64, topic: &[u8]) -> Option<Sync> {
+        if self.is_final || std::mem::replace(&mut self.end_unknown, true) {
+            return None;
+        }
+        let topic = String::from_utf8_lossy(topic).into_owned();
+        let missing = Missing { publisher, epoch, topic, from: self.next, to: None };
+        Some(Sync { missing: Some(missing), cause: SyncCause::PublisherEnded })
     }
 }
 
@@ -432,7 +438,7 @@ mod tests {
             topic: Bytes::from("a"),
             first,
             last,
-            is_final,
+            end: if is_final { End::Final } else { End::Open },
         }
     }
 
@@ -569,6 +575,21 @@ mod tests {
         assert_eq!(run.missing(), []);
         run.said(1, false, vec![at(7, 1, 1, 9, true)]);
         assert_eq!(run.missing(), [(7, 1, 2, Some(9))]);
+    }
+
+    #[test]
+    fn a_stream_that_was_abandoned_ends_unknown_and_may_go_on() {
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        run.event(7, 1, 1);
+        let abandoned = Position { end: End::Abandoned, ..at(7, 1, 1, 3, false) };
+        for _ in 0..2 {
+            run.said(1, false, vec![abandoned.clone()]);
+        }
+        assert_eq!(run.missing(), [(7, 1, 2, Some(3)), (7, 1, 4, None)]);
+        assert_eq!(run.event(7, 1, 4), Verdict::Deliver);
+        assert_eq!(run.missing(), []);
     }
 
     #[test]
