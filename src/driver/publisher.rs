@@ -209,7 +209,7 @@ impl SocketPublisher {
         if numbered {
             options = options.metadata(NUMBERED, "1");
         }
-        let (outlet, announcing) = match &self.kind {
+        let (outlet, announcing, port) = match &self.kind {
             Kind::Network(endpoint) => {
                 let socket = PubSocket::with_options(options).map_err(|source| {
                     DriverError::Socket { doing: "making a PUB socket".to_owned(), source }
@@ -218,11 +218,11 @@ impl SocketPublisher {
                 let _ = poll_immediate(socket.new_subscriptions()).await;
                 let news = Announcer::new(Outlet::Pub(socket.clone()), numbering.clone(), codec);
                 let announcing = tokio::spawn(news.run_pub(socket.clone()));
-                socket.bind(endpoint).await.map_err(|source| {
+                let bound = socket.bind(endpoint).await.map_err(|source| {
                     let doing = format!("the publisher binds {endpoint}");
                     DriverError::Socket { doing, source }
                 })?;
-                (Outlet::Pub(socket), announcing)
+                (Outlet::Pub(socket), announcing, bound.port())
             }
             Kind::Multiproc(endpoint) => {
                 let socket = PushSocket::with_options(options).map_err(|source| {
@@ -235,13 +235,13 @@ impl SocketPublisher {
                     let doing = format!("the publisher connects to {endpoint}");
                     DriverError::Socket { doing, source }
                 })?;
-                (Outlet::Push(socket), announcing)
+                (Outlet::Push(socket), announcing, None)
             }
         };
         let announcing = AbortOnDropHandle::new(announcing);
-        let registration = match (&self.kind, &context.directory) {
-            (Kind::Network(_), Some(directory)) => {
-                Some(Registration::start(directory.clone(), context).await)
+        let registration = match (port, &context.directory) {
+            (Some(port), Some(directory)) => {
+                Some(Registration::start(directory.clone(), context, port).await)
             }
             _ => None,
         };
