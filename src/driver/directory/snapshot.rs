@@ -63,11 +63,20 @@ impl Snapshot {
 
     /// Puts encoded tables in the place of what is there. Blocks until the disk has them.
     pub(super) fn replace(&self, octets: &[u8]) -> io::Result<()> {
-        let mut file = File::create(&self.temporary)?;
-        file.write_all(octets)?;
-        file.sync_all()?;
+        let written = self.write_beside(octets);
+        if written.is_err() {
+            // on a full disk it is in the way; that it may stay is no worse than why it is removed
+            drop(fs::remove_file(&self.temporary));
+        }
+        written?;
         fs::rename(&self.temporary, &self.path)?;
         self.folder.sync_all()
+    }
+
+    fn write_beside(&self, octets: &[u8]) -> io::Result<()> {
+        let mut file = File::create(&self.temporary)?;
+        file.write_all(octets)?;
+        file.sync_all()
     }
 }
 
