@@ -476,6 +476,7 @@ async fn a_damaged_snapshot_is_refused_and_left_as_it_is() {
     assert!(matches!(refused, DirectoryError::Snapshot { .. }), "{refused}");
     let refused = serve_from(ANY, &folder.0).await.unwrap_err();
     assert!(matches!(refused, DirectoryError::Snapshot { .. }), "{refused}");
+    assert!(!folder.0.with_extension("lock").exists());
 }
 
 #[tokio::test]

@@ -84,6 +84,7 @@ impl Snapshot {
 /// that two names of one file have one lock.
 fn resolve(path: &Path) -> io::Result<(PathBuf, PathBuf)> {
     let path = match fs::canonicalize(path) {
+        Ok(path) if path.is_dir() => return Err(io::Error::other("it is a folder")),
         Ok(path) => path,
         Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
         Err(error) => return Err(error),
