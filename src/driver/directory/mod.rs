@@ -11,6 +11,7 @@ use futures::stream::BoxStream;
 
 mod embedded;
 mod failover;
+mod follow;
 mod memory;
 mod protocol;
 mod publisher_row;
@@ -18,6 +19,7 @@ mod queue;
 mod server;
 mod snapshot;
 mod table;
+mod views;
 
 pub use embedded::EmbeddedDirectory;
 pub use failover::FailoverDirectory;
