@@ -59,13 +59,16 @@ pub(crate) enum Kind {
 #[derive(Debug, Default)]
 struct State {
     open: Option<Arc<Open>>,
-    /// The last life's epoch, and the process that had it.
+    /// The last life's epoch.
     epoch: u64,
+    /// The id of a publisher that was given none, and the process that it is of.
+    id: Option<(Uuid, u32)>,
 }
 
 #[derive(Debug)]
 struct Open {
     process: u32,
+    id: Uuid,
     outlet: Outlet,
     numbering: Arc<AsyncMutex<Numbering>>,
     registration: Option<Registration>,
@@ -185,20 +188,20 @@ impl SocketPublisher {
     async fn start(&self) -> Result<Arc<Open>, DriverError> {
         Handle::try_current().map_err(|_| DriverError::NoRuntime)?;
         let context = &self.context;
-        let codec = self.codec;
+        let (id, codec) = (self.id(), self.codec);
         let numbered = codec == Codec::Protobuf;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
         let mut epoch = now.max(self.state().epoch.saturating_add(1));
         let journal = match &context.options.state_path {
-            Some(folder) if numbered && context.is_named() => {
-                let journal = open_journal(folder, context.id, epoch).await?;
+            Some(folder) if numbered && context.id().is_some() => {
+                let journal = open_journal(folder, id, epoch).await?;
                 epoch = journal.epoch();
                 Some(journal)
             }
             _ => None,
         };
-        let mut streams = Streams::new(context.id, epoch);
+        let mut streams = Streams::new(id, epoch);
         if let Some(journal) = &journal {
             streams.heard(journal.earlier());
         }
@@ -241,12 +244,13 @@ impl SocketPublisher {
         let announcing = AbortOnDropHandle::new(announcing);
         let registration = match (port, &context.directory) {
             (Some(port), Some(directory)) => {
-                Some(Registration::start(directory.clone(), context, port).await)
+                Some(Registration::start(directory.clone(), context.options(), id, port).await)
             }
             _ => None,
         };
         let open = Arc::new(Open {
             process: std::process::id(),
+            id,
             outlet,
             numbering,
             registration,
@@ -393,7 +397,7 @@ impl SocketPublisher {
             registration.remove().await?;
         }
         if let Some(directory) = &self.context.directory {
-            super::registration::tell_ends(directory, self.context.id, &ends).await?;
+            super::registration::tell_ends(directory, open.id, &ends).await?;
         }
         Ok(())
     }
@@ -430,7 +434,15 @@ impl Publisher for SocketPublisher {
     }
 
     fn id(&self) -> Uuid {
-        self.context.id
+        let Some(id) = self.context.id() else {
+            let here = std::process::id();
+            let mut state = self.state();
+            return match state.id {
+                Some((id, process)) if process == here => id,
+                _ => state.id.insert((Uuid::new_v4(), here)).0,
+            };
+        };
+        id
     }
 
     fn endpoint(&self) -> Option<Endpoint> {

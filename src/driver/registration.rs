@@ -11,7 +11,6 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use super::DriverContext;
 use super::codec::{End, Position};
 use super::config::DriverOptions;
 use super::directory::{Directory, DirectoryError, PublisherRow, TABLE};
@@ -29,11 +28,10 @@ impl Registration {
     /// Writes the row, now or, if the directory cannot be reached, as soon as it can.
     pub(crate) async fn start(
         directory: Arc<dyn Directory>,
-        context: &DriverContext,
+        options: &DriverOptions,
+        id: Uuid,
         port: u16,
     ) -> Self {
-        let id = context.id();
-        let options = context.options();
         let row = Row {
             directory: directory.clone(),
             id,

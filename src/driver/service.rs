@@ -190,7 +190,7 @@ impl PublisherService {
                 TableMonitor::new(table, directory.clone(), self.publisher.clone() as Arc<_>);
             monitors.push(AbortOnDropHandle::new(tokio::spawn(monitor.run(period))));
         }
-        let (directory, own) = (directory.clone(), self.context.id());
+        let (directory, own) = (directory.clone(), self.publisher.id());
         let stale_after = options.publisher_timeout;
         monitors.push(AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
