@@ -88,7 +88,8 @@ pub trait Publisher: Send + std::marker::Sync + fmt::Debug {
     /// Sends what is queued, for at most five seconds, and closes. Closing again does nothing.
     ///
     /// # Errors
-    /// [`DriverError::Directory`] if its row could not be removed.
+    /// [`DriverError::Directory`] if its row could not be removed, [`DriverError::Unsent`] if a
+    /// multi-process publisher's events were not taken in that time. It is closed in any case.
     fn close(&self) -> BoxFuture<'_, Result<(), DriverError>>;
 
     /// Who it is in the numbers of its events.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, poll_immediate};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex as AsyncMutex;
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
@@ -375,29 +375,37 @@ impl SocketPublisher {
             // the sockets are the parent's
             return Ok(());
         }
-        let mut ends = Vec::new();
-        {
+        let said = {
             let mut numbering = open.numbering.lock().await;
             numbering.streams.finish();
-            if self.codec == Codec::Protobuf {
-                for (topic, positions) in numbering.streams.changes() {
-                    let _ = open.outlet.send(&topic, &positions.encode()).await;
-                    ends.extend(positions.positions);
-                }
-            }
-        }
-        let report = match &open.outlet {
-            Outlet::Pub(socket) => socket.close().await,
-            Outlet::Push(socket) => socket.close().await,
+            numbering.streams.changes()
         };
-        if report.discarded > 0 {
-            tracing::warn!(events = report.discarded, "the publisher closed with events unsent");
+        if self.codec == Codec::Protobuf {
+            let saying = async {
+                for (topic, positions) in &said {
+                    let _ = open.outlet.send(topic, &positions.encode()).await;
+                }
+            };
+            // there may be no room for it, and nobody who makes any
+            let _ = timeout(LINGER, saying).await;
+        }
+        let ends: Vec<_> = said.into_iter().flat_map(|(_, said)| said.positions).collect();
+        let (report, waiting) = match &open.outlet {
+            Outlet::Pub(socket) => (socket.close().await, false),
+            Outlet::Push(socket) => (socket.close().await, true),
+        };
+        let unsent = report.discarded;
+        if unsent > 0 {
+            tracing::warn!(messages = unsent, "the publisher closed with messages unsent");
         }
         if let Some(registration) = &open.registration {
             registration.remove().await?;
         }
         if let Some(directory) = &self.context.directory {
             super::registration::tell_ends(directory, open.id, &ends).await?;
+        }
+        if waiting && unsent > 0 {
+            return Err(DriverError::Unsent { messages: unsent });
         }
         Ok(())
     }

@@ -483,9 +483,10 @@ impl Receiving {
                 received = receive(&mut self.socket, &queue) => {
                     let Ok(message) = received else { break };
                     self.take(&message);
-                    for _ in 1..BATCH {
-                        let Ok(message) = self.socket.try_recv() else { break };
+                    let mut taken = 1;
+                    while taken < BATCH && let Ok(message) = self.socket.try_recv() {
                         self.take(&message);
+                        taken += 1;
                     }
                 }
             }
