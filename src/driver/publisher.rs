@@ -307,7 +307,7 @@ impl SocketPublisher {
     /// what this one says.
     ///
     /// # Cancel safety
-    /// Safe: what was sent on is taken from the front of `messages`.
+    /// Safe: all of `messages` is taken in one step.
     pub(crate) async fn relay(
         &self,
         messages: &mut VecDeque<Message>,
@@ -317,41 +317,39 @@ impl SocketPublisher {
         let Outlet::Pub(socket) = &open.outlet else { return Ok(()) };
         let mut numbering = open.numbering.lock().await;
         let Numbering { streams, lossy, .. } = &mut *numbering;
-        while let Some(message) = messages.front() {
+        for message in messages.drain(..) {
             let mut frames = message.frames();
             let (Some(topic), Some(body), None) = (frames.next(), frames.next(), frames.next())
             else {
                 relayed.malformed += 1;
-                messages.pop_front();
                 continue;
             };
-            let origin = codec::peek_origin(body);
-            match &origin {
+            let unnumbered = match codec::peek_origin(body) {
                 Some(origin) => {
-                    if let Passing::Announce(positions) = streams.passes(origin, topic) {
+                    if let Passing::Announce(positions) = streams.passes(&origin, topic) {
                         open.outlet.say(&Bytes::copy_from_slice(topic), &positions);
                     }
+                    None
                 }
                 None if codec::is_positions(body) => {
                     match codec::decode(body) {
                         Ok(Body::Positions(said)) => streams.heard(&said.positions),
                         _ => relayed.malformed += 1,
                     }
-                    messages.pop_front();
                     continue;
                 }
-                None => {}
-            }
-            let Ok(delivery) = socket.try_send(message.clone()) else {
+                // its topic may be needed when it is gone
+                None => Some(message.clone()),
+            };
+            let Ok(delivery) = socket.try_send(message) else {
                 return Err(DriverError::Closed { what: "publisher" });
             };
-            if delivery.dropped > 0 && origin.is_none() {
-                lossy.insert(String::from_utf8_lossy(topic).into_owned());
+            if let Some(message) = unnumbered.filter(|_| delivery.dropped > 0) {
+                lossy.insert(String::from_utf8_lossy(message.topic()).into_owned());
             }
             relayed.forwarded += 1;
             relayed.dropped += u64::from(delivery.dropped);
             relayed.unheard += u64::from(delivery.matched == 0);
-            messages.pop_front();
         }
         drop(numbering);
         if let Some(registration) = &open.registration {
