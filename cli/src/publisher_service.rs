@@ -39,7 +39,9 @@ pub(crate) async fn run(args: ServiceArgs, console: &Console) -> Result<Ending, 
     if listener.is_none() {
         check_folder(&options.publisher_multiproc_socket)?;
     }
-    let mut context = DriverContext::new(options.clone()).with_process_name("publisher-service");
+    // one host may have several services, each with a local socket of its own
+    let name = format!("publisher-service {}", options.publisher_multiproc_socket.display());
+    let mut context = DriverContext::new(options.clone()).with_process_name(&name);
     if let Some(directory) = connect(&options)? {
         context = context.with_directory(directory);
     }

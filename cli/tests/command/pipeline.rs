@@ -160,11 +160,7 @@ impl Subscriber {
     }
 
     fn state(&self) -> Vec<(&String, usize, u64)> {
-        let book = |(topic, book)| {
-            let Book { delivered, missing, .. } = book;
-            (topic, *delivered, *missing)
-        };
-        self.books.iter().map(book).collect()
+        self.books.iter().map(|(topic, book)| (topic, book.delivered, book.missing)).collect()
     }
 }
 
@@ -175,8 +171,9 @@ fn the_books_of_every_subscriber_balance_over_stops_and_kills() {
     let mut directory =
         Dragonwire::start(&format!("directory --bind tcp://127.0.0.1:* --snapshot {snapshot}"));
     let uri = directory.bound();
-    let sockets: Vec<String> =
-        (0..2).map(|at| folder.path().join(format!("service-{at}")).display().to_string()).collect();
+    let sockets: Vec<String> = (0..2)
+        .map(|at| folder.path().join(format!("service-{at}")).display().to_string())
+        .collect();
     let mut services: Vec<_> = sockets.iter().map(|socket| Service::start(socket, &uri)).collect();
     let mut subscribers = [
         Subscriber::start(&TOPICS, &uri),
@@ -212,9 +209,8 @@ fn the_books_of_every_subscriber_balance_over_stops_and_kills() {
         producers
     });
     let all = TOPICS.len() * 2 * PRODUCERS;
-    for (round, share) in [EVENTS / 5, 2 * EVENTS / 5, 3 * EVENTS / 5, 4 * EVENTS / 5]
-        .into_iter()
-        .enumerate()
+    for (round, share) in
+        [EVENTS / 5, 2 * EVENTS / 5, 3 * EVENTS / 5, 4 * EVENTS / 5].into_iter().enumerate()
     {
         let before: usize = subscribers[0].books.values().map(|book| book.delivered).sum();
         go.send(share).unwrap();
