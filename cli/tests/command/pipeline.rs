@@ -138,7 +138,7 @@ impl Subscriber {
         }
     }
 
-    fn balance(mut self) -> (usize, u64) {
+    fn balance(mut self) -> (usize, u64, usize) {
         let due = 2 * PRODUCERS * EVENTS;
         let settled = |book: &Book| book.delivered as u64 + book.missing == due as u64;
         let began = Instant::now();
@@ -153,10 +153,9 @@ impl Subscriber {
             self.take(line);
         }
         assert!(self.books.values().all(settled), "{:?}", self.state());
-        let books = self.books.values();
-        books.fold((0, 0), |(delivered, missing), book| {
-            (delivered + book.delivered, missing + book.missing)
-        })
+        let delivered = self.books.values().map(|book| book.delivered).sum();
+        let missing = self.books.values().map(|book| book.missing).sum();
+        (delivered, missing, self.syncs)
     }
 
     fn state(&self) -> Vec<(&String, usize, u64)> {
@@ -230,9 +229,9 @@ fn the_books_of_every_subscriber_balance_over_stops_and_kills() {
         assert!(ended.output.iter().all(|line| line == r#"{"ready":true}"#), "{ended:?}");
     }
     for subscriber in subscribers {
-        let (topics, syncs) = (subscriber.topics.clone(), subscriber.syncs);
-        let (delivered, missing) = subscriber.balance();
-        println!("{topics:?}: {delivered} delivered, {missing} missing ({syncs} syncs so far)");
+        let topics = subscriber.topics.clone();
+        let (delivered, missing, syncs) = subscriber.balance();
+        println!("{topics:?}: {delivered} delivered, {missing} missing in {syncs} syncs");
     }
     for service in &mut services {
         assert_eq!(service.process.end_by(Signal::TERM).status, Some(0));
