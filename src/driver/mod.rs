@@ -10,9 +10,12 @@ pub mod directory;
 mod drivers;
 mod error;
 mod follow;
+mod identity;
 mod journal;
 mod nb_api;
 mod publisher;
+#[cfg(feature = "redis")]
+mod redis;
 mod registration;
 mod role;
 mod service;
@@ -35,6 +38,8 @@ pub use drivers::{Drivers, MultiprocDriver, NetworkDriver, SUPPORTED_TRANSPORTS}
 pub use error::DriverError;
 pub use follow::Following;
 pub use nb_api::NbApi;
+#[cfg(feature = "redis")]
+pub use redis::RedisDriver;
 pub use role::{ROLE_DF_LOCAL_CONTROLLER, ROLE_NEUTRON_SERVER, Role, UnknownRole};
 pub use service::{PublisherService, ServiceStats};
 pub use sync::{Missing, Sync, SyncCause};

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::codec::{self, Body, Codec, Origin, Positions};
 use super::error::DriverError;
+use super::identity::Identity;
 use super::journal::Journal;
 use super::registration::Registration;
 use super::streams::{Passing, Streams};
@@ -41,6 +42,7 @@ pub(crate) struct SocketPublisher {
     kind: Kind,
     context: Arc<DriverContext>,
     codec: Codec,
+    identity: Identity,
     /// Held while the socket is opened or closed.
     changing: AsyncMutex<()>,
     state: Mutex<State>,
@@ -61,8 +63,6 @@ struct State {
     open: Option<Arc<Open>>,
     /// The last life's epoch.
     epoch: u64,
-    /// The id of a publisher that was given none, and the process that it is of.
-    id: Option<(Uuid, u32)>,
 }
 
 #[derive(Debug)]
@@ -153,6 +153,7 @@ impl SocketPublisher {
             kind,
             context,
             codec,
+            identity: Identity::default(),
             changing: AsyncMutex::new(()),
             state: Mutex::default(),
             counters: Arc::default(),
@@ -409,7 +410,11 @@ impl SocketPublisher {
     }
 }
 
-async fn open_journal(folder: &Path, id: Uuid, epoch: u64) -> Result<Journal, DriverError> {
+pub(super) async fn open_journal(
+    folder: &Path,
+    id: Uuid,
+    epoch: u64,
+) -> Result<Journal, DriverError> {
     let path = folder.to_owned();
     let opening = tokio::task::spawn_blocking(move || Journal::open(&path, id, epoch)).await;
     let journal = opening.map_err(std::io::Error::other).and_then(|journal| journal);
@@ -440,15 +445,7 @@ impl Publisher for SocketPublisher {
     }
 
     fn id(&self) -> Uuid {
-        let Some(id) = self.context.id() else {
-            let here = std::process::id();
-            let mut state = self.state();
-            return match state.id {
-                Some((id, process)) if process == here => id,
-                _ => state.id.insert((Uuid::new_v4(), here)).0,
-            };
-        };
-        id
+        self.identity.of(&self.context)
     }
 
     fn endpoint(&self) -> Option<Endpoint> {
@@ -597,10 +594,10 @@ fn ticks() -> Interval {
 const SEND_HWM: usize = 1000;
 
 /// How long a publisher goes on sending when it is closed.
-const LINGER: Duration = Duration::from_secs(5);
+pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 /// How long it takes at most until the loss of a stream's last events can be known.
-const CHANGES: Duration = Duration::from_millis(500);
+pub(super) const CHANGES: Duration = Duration::from_millis(500);
 
 /// Subscribers that come within this time are greeted together.
 const TOGETHER: Duration = Duration::from_millis(20);

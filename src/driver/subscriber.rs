@@ -72,17 +72,17 @@ struct Running {
 
 /// What the task and the methods share.
 #[derive(Debug, Default)]
-struct Shared {
-    queue: Arc<Queue>,
+pub(super) struct Shared {
+    pub(super) queue: Arc<Queue>,
     tracking: Mutex<Tracking>,
     /// Told when a publisher has said where its streams are.
     told: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Tracking {
-    tracker: Tracker,
-    stats: SubscriberStats,
+pub(super) struct Tracking {
+    pub(super) tracker: Tracker,
+    pub(super) stats: SubscriberStats,
 }
 
 #[derive(Debug, Clone)]
@@ -387,12 +387,12 @@ impl Subscriber for SocketSubscriber {
 }
 
 impl Shared {
-    fn tracking(&self) -> MutexGuard<'_, Tracking> {
+    pub(super) fn tracking(&self) -> MutexGuard<'_, Tracking> {
         self.tracking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands events over, counted.
-    fn tell(&self, mut events: Vec<SubscriberEvent>) {
+    pub(super) fn tell(&self, mut events: Vec<SubscriberEvent>) {
         self.tracking().stats.count(&events);
         self.queue.push_all(&mut events);
     }
@@ -600,7 +600,7 @@ async fn receive(socket: &mut Socket, queue: &Queue) -> Result<Message, RecvErro
     socket.recv().await
 }
 
-fn as_event(update: Update) -> SubscriberEvent {
+pub(super) fn as_event(update: Update) -> SubscriberEvent {
     if update.action == Some(Action::Sync) {
         return SubscriberEvent::Sync(Sync { missing: None, cause: SyncCause::Announced });
     }
