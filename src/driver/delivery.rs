@@ -311,7 +311,7 @@ mod tests {
         };
         Updates::new(queue.clone()).call(Box::new(callback)).unwrap();
         queue.push_all(&mut vec![update("1"), update("bad")]);
-        let mut next = || heard.recv_timeout(Duration::from_secs(20)).unwrap();
+        let next = || heard.recv_timeout(Duration::from_secs(20)).unwrap();
         assert_eq!((next(), next()), (update("1"), update("bad")));
         let sync = Sync { missing: None, cause: SyncCause::CallbackPanicked };
         assert_eq!(next(), SubscriberEvent::Sync(sync));

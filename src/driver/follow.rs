@@ -38,13 +38,31 @@ impl Following {
         roles: &[Role],
         timeout: Duration,
     ) -> Self {
+        let events = futures::stream::pending().boxed();
+        Self::start_with(subscriber, Some(directory), roles, timeout, events).await
+    }
+
+    /// The same, with rows that are told of by `events` as well, or alone.
+    pub(crate) async fn start_with(
+        subscriber: Arc<dyn Subscriber>,
+        directory: Option<&Arc<dyn Directory>>,
+        roles: &[Role],
+        timeout: Duration,
+        events: BoxStream<'static, Change>,
+    ) -> Self {
         let mut follower =
             Follower { subscriber, roles: roles.to_vec(), timeout, followed: HashMap::new() };
-        let mut publishers = directory.watch(TABLE);
-        let ends = directory.watch(ENDS);
-        if let Some(first) = publishers.next().await {
+        let watch = |table| match directory {
+            Some(directory) => directory.watch(table),
+            None => futures::stream::pending().boxed(),
+        };
+        let (mut publishers, ends) = (watch(TABLE), watch(ENDS));
+        if directory.is_some()
+            && let Some(first) = publishers.next().await
+        {
             follower.take(first).await;
         }
+        let publishers = futures::stream::select(publishers, events).boxed();
         Self { _task: AbortOnDropHandle::new(tokio::spawn(follower.run(publishers, ends))) }
     }
 }

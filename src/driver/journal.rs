@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::codec::Position;
+use super::codec::{End, Position};
 
 /// The journal of a publisher that runs.
 #[derive(Debug)]
@@ -133,7 +133,7 @@ fn record(publisher: Uuid, text: &[u8]) -> Option<(Position, &[u8])> {
     let (topic, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
     let (last, rest) = number(rest)?;
     let topic = Bytes::copy_from_slice(topic);
-    Some((Position { publisher, epoch, topic, first: 1, last, is_final: true }, rest))
+    Some((Position { publisher, epoch, topic, first: 1, last, end: End::Final }, rest))
 }
 
 fn number(text: &[u8]) -> Option<(u64, &[u8])> {
@@ -154,12 +154,8 @@ const KEPT_LIVES: usize = 4;
 mod tests {
     use super::*;
 
-    fn ends(journal: &Journal) -> Vec<(u64, &[u8], u64)> {
-        let end = |position| {
-            let Position { epoch, topic, last, .. } = position;
-            (*epoch, &topic[..], *last)
-        };
-        journal.earlier().iter().map(end).collect()
+    fn ends(journal: &Journal) -> Vec<(u64, Bytes, u64)> {
+        journal.earlier().iter().map(|end| (end.epoch, end.topic.clone(), end.last)).collect()
     }
 
     #[test]
@@ -175,12 +171,19 @@ mod tests {
         // the clock went backwards
         let mut journal = Journal::open(folder.path(), id, 50).unwrap();
         assert_eq!(journal.epoch(), 101);
-        assert_eq!(ends(&journal), [(100, &b"D"[..], 3), (100, b"tenant", 1)]);
+        assert_eq!(ends(&journal), [(100, Bytes::from("D"), 3), (100, Bytes::from("tenant"), 1)]);
         journal.note(b"D", 1).unwrap();
         drop(journal);
         let journal = Journal::open(folder.path(), id, 50).unwrap();
         assert_eq!(journal.epoch(), 102);
-        assert_eq!(ends(&journal), [(100, &b"D"[..], 3), (100, b"tenant", 1), (101, b"D", 1)]);
+        assert_eq!(
+            ends(&journal),
+            [
+                (100, Bytes::from("D"), 3),
+                (100, Bytes::from("tenant"), 1),
+                (101, Bytes::from("D"), 1)
+            ]
+        );
     }
 
     #[test]
@@ -214,7 +217,7 @@ mod tests {
         let text = fs::read(&path).unwrap();
         fs::write(&path, &text[..text.len() - 3]).unwrap();
         let journal = Journal::open(folder.path(), Uuid::nil(), 1).unwrap();
-        assert_eq!(ends(&journal), [(1, &b"D"[..], 5)]);
+        assert_eq!(ends(&journal), [(1, Bytes::from("D"), 5)]);
         drop(journal);
         fs::write(&path, "something else").unwrap();
         let error = Journal::open(folder.path(), Uuid::nil(), 1).unwrap_err();

@@ -1,7 +1,7 @@
 //! Publishers over this crate's sockets: PUB that others connect to (the network driver), and PUSH to
 //! the publisher service of the host (the multi-process driver).
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,13 +10,14 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use futures::future::{BoxFuture, poll_immediate};
 use tokio::runtime::Handle;
-use tokio::sync::Mutex as AsyncMutex;
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::codec::{self, Body, Codec, Origin, Positions};
 use super::error::DriverError;
+use super::identity::Identity;
 use super::journal::Journal;
 use super::registration::Registration;
 use super::streams::{Passing, Streams};
@@ -41,6 +42,7 @@ pub(crate) struct SocketPublisher {
     kind: Kind,
     context: Arc<DriverContext>,
     codec: Codec,
+    identity: Identity,
     /// Held while the socket is opened or closed.
     changing: AsyncMutex<()>,
     state: Mutex<State>,
@@ -59,13 +61,14 @@ pub(crate) enum Kind {
 #[derive(Debug, Default)]
 struct State {
     open: Option<Arc<Open>>,
-    /// The last life's epoch, and the process that had it.
+    /// The last life's epoch.
     epoch: u64,
 }
 
 #[derive(Debug)]
 struct Open {
     process: u32,
+    id: Uuid,
     outlet: Outlet,
     numbering: Arc<AsyncMutex<Numbering>>,
     registration: Option<Registration>,
@@ -110,6 +113,65 @@ impl Outlet {
     }
 }
 
+/// Sends messages of other publishers on as they are, in between this one's own. What they say of
+/// their streams goes into what this one says.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    open: Arc<Open>,
+    numbering: OwnedMutexGuard<Numbering>,
+    relayed: Relayed,
+}
+
+impl Relay {
+    /// Sends a message on, unless it is one that says how far streams have come: of that it tells who
+    /// says so, and in which epoch.
+    pub(crate) fn send(&mut self, message: Message) -> Result<Option<(Uuid, u64)>, DriverError> {
+        let Numbering { streams, lossy, .. } = &mut *self.numbering;
+        let mut frames = message.frames();
+        let (Some(topic), Some(body), None) = (frames.next(), frames.next(), frames.next()) else {
+            self.relayed.malformed += 1;
+            return Ok(None);
+        };
+        let Outlet::Pub(socket) = &self.open.outlet else { return Ok(None) };
+        let unnumbered = match codec::peek_origin(body) {
+            Some(origin) => {
+                if let Passing::Announce(positions) = streams.passes(&origin, topic) {
+                    self.open.outlet.say(&Bytes::copy_from_slice(topic), &positions);
+                }
+                None
+            }
+            None if codec::is_positions(body) => {
+                let Ok(Body::Positions(said)) = codec::decode(body) else {
+                    self.relayed.malformed += 1;
+                    return Ok(None);
+                };
+                streams.heard(&said.positions);
+                return Ok(Some((said.announcer, said.announcer_epoch)));
+            }
+            // its topic may be needed when it is gone
+            None => Some(message.clone()),
+        };
+        let Ok(delivery) = socket.try_send(message) else {
+            return Err(DriverError::Closed { what: "publisher" });
+        };
+        if let Some(message) = unnumbered.filter(|_| delivery.dropped > 0) {
+            lossy.insert(String::from_utf8_lossy(message.topic()).into_owned());
+        }
+        self.relayed.forwarded += 1;
+        self.relayed.dropped += u64::from(delivery.dropped);
+        self.relayed.unheard += u64::from(delivery.matched == 0);
+        Ok(None)
+    }
+
+    /// Tells what became of the messages.
+    pub(crate) fn finish(self) -> Relayed {
+        if let Some(registration) = &self.open.registration {
+            registration.refresh();
+        }
+        self.relayed
+    }
+}
+
 /// What became of messages that were sent on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Relayed {
@@ -150,6 +212,7 @@ impl SocketPublisher {
             kind,
             context,
             codec,
+            identity: Identity::default(),
             changing: AsyncMutex::new(()),
             state: Mutex::default(),
             counters: Arc::default(),
@@ -185,20 +248,20 @@ impl SocketPublisher {
     async fn start(&self) -> Result<Arc<Open>, DriverError> {
         Handle::try_current().map_err(|_| DriverError::NoRuntime)?;
         let context = &self.context;
-        let codec = self.codec;
+        let (id, codec) = (self.id(), self.codec);
         let numbered = codec == Codec::Protobuf;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
         let mut epoch = now.max(self.state().epoch.saturating_add(1));
         let journal = match &context.options.state_path {
-            Some(folder) if numbered && context.is_named() => {
-                let journal = open_journal(folder, context.id, epoch).await?;
+            Some(folder) if numbered && context.id().is_some() => {
+                let journal = open_journal(folder, id, epoch).await?;
                 epoch = journal.epoch();
                 Some(journal)
             }
             _ => None,
         };
-        let mut streams = Streams::new(context.id, epoch);
+        let mut streams = Streams::new(id, epoch);
         if let Some(journal) = &journal {
             streams.heard(journal.earlier());
         }
@@ -209,7 +272,7 @@ impl SocketPublisher {
         if numbered {
             options = options.metadata(NUMBERED, "1");
         }
-        let (outlet, announcing) = match &self.kind {
+        let (outlet, announcing, port) = match &self.kind {
             Kind::Network(endpoint) => {
                 let socket = PubSocket::with_options(options).map_err(|source| {
                     DriverError::Socket { doing: "making a PUB socket".to_owned(), source }
@@ -218,11 +281,11 @@ impl SocketPublisher {
                 let _ = poll_immediate(socket.new_subscriptions()).await;
                 let news = Announcer::new(Outlet::Pub(socket.clone()), numbering.clone(), codec);
                 let announcing = tokio::spawn(news.run_pub(socket.clone()));
-                socket.bind(endpoint).await.map_err(|source| {
+                let bound = socket.bind(endpoint).await.map_err(|source| {
                     let doing = format!("the publisher binds {endpoint}");
                     DriverError::Socket { doing, source }
                 })?;
-                (Outlet::Pub(socket), announcing)
+                (Outlet::Pub(socket), announcing, bound.port())
             }
             Kind::Multiproc(endpoint) => {
                 let socket = PushSocket::with_options(options).map_err(|source| {
@@ -235,18 +298,19 @@ impl SocketPublisher {
                     let doing = format!("the publisher connects to {endpoint}");
                     DriverError::Socket { doing, source }
                 })?;
-                (Outlet::Push(socket), announcing)
+                (Outlet::Push(socket), announcing, None)
             }
         };
         let announcing = AbortOnDropHandle::new(announcing);
-        let registration = match (&self.kind, &context.directory) {
-            (Kind::Network(_), Some(directory)) => {
-                Some(Registration::start(directory.clone(), context).await)
+        let registration = match (port, &context.directory) {
+            (Some(port), Some(directory)) => {
+                Some(Registration::start(directory.clone(), context.options(), id, port).await)
             }
             _ => None,
         };
         let open = Arc::new(Open {
             process: std::process::id(),
+            id,
             outlet,
             numbering,
             registration,
@@ -299,61 +363,19 @@ impl SocketPublisher {
         Ok(())
     }
 
-    /// Sends messages of other publishers on as they are. What they say of their streams goes into
-    /// what this one says.
-    ///
-    /// # Cancel safety
-    /// Safe: what was sent on is taken from the front of `messages`.
-    pub(crate) async fn relay(
-        &self,
-        messages: &mut VecDeque<Message>,
-        relayed: &mut Relayed,
-    ) -> Result<(), DriverError> {
+    /// Begins to send messages of other publishers on.
+    pub(crate) async fn relay(&self) -> Result<Relay, DriverError> {
         let open = self.open().await?;
-        let Outlet::Pub(socket) = &open.outlet else { return Ok(()) };
-        let mut numbering = open.numbering.lock().await;
-        let Numbering { streams, lossy, .. } = &mut *numbering;
-        while let Some(message) = messages.front() {
-            let mut frames = message.frames();
-            let (Some(topic), Some(body), None) = (frames.next(), frames.next(), frames.next())
-            else {
-                relayed.malformed += 1;
-                messages.pop_front();
-                continue;
-            };
-            let origin = codec::peek_origin(body);
-            match &origin {
-                Some(origin) => {
-                    if let Passing::Announce(positions) = streams.passes(origin, topic) {
-                        open.outlet.say(&Bytes::copy_from_slice(topic), &positions);
-                    }
-                }
-                None if codec::is_positions(body) => {
-                    match codec::decode(body) {
-                        Ok(Body::Positions(said)) => streams.heard(&said.positions),
-                        _ => relayed.malformed += 1,
-                    }
-                    messages.pop_front();
-                    continue;
-                }
-                None => {}
-            }
-            let Ok(delivery) = socket.try_send(message.clone()) else {
-                return Err(DriverError::Closed { what: "publisher" });
-            };
-            if delivery.dropped > 0 && origin.is_none() {
-                lossy.insert(String::from_utf8_lossy(topic).into_owned());
-            }
-            relayed.forwarded += 1;
-            relayed.dropped += u64::from(delivery.dropped);
-            relayed.unheard += u64::from(delivery.matched == 0);
-            messages.pop_front();
+        let numbering = open.numbering.clone().lock_owned().await;
+        Ok(Relay { open, numbering, relayed: Relayed::default() })
+    }
+
+    /// Another publisher went without a word.
+    pub(crate) async fn abandon(&self, publisher: Uuid, epoch: u64) {
+        let Some(open) = self.state().open.clone() else { return };
+        if open.numbering.lock().await.streams.abandon(publisher, epoch) {
+            tracing::warn!(%publisher, epoch, "a process is gone without saying where its events end");
         }
-        drop(numbering);
-        if let Some(registration) = &open.registration {
-            registration.refresh();
-        }
-        Ok(())
     }
 
     async fn stop(&self) -> Result<(), DriverError> {
@@ -363,29 +385,37 @@ impl SocketPublisher {
             // the sockets are the parent's
             return Ok(());
         }
-        let mut ends = Vec::new();
-        {
+        let said = {
             let mut numbering = open.numbering.lock().await;
             numbering.streams.finish();
-            if self.codec == Codec::Protobuf {
-                for (topic, positions) in numbering.streams.changes() {
-                    let _ = open.outlet.send(&topic, &positions.encode()).await;
-                    ends.extend(positions.positions);
-                }
-            }
-        }
-        let report = match &open.outlet {
-            Outlet::Pub(socket) => socket.close().await,
-            Outlet::Push(socket) => socket.close().await,
+            numbering.streams.changes()
         };
-        if report.discarded > 0 {
-            tracing::warn!(events = report.discarded, "the publisher closed with events unsent");
+        if self.codec == Codec::Protobuf {
+            let saying = async {
+                for (topic, positions) in &said {
+                    let _ = open.outlet.send(topic, &positions.encode()).await;
+                }
+            };
+            // there may be no room for it, and nobody who makes any
+            let _ = timeout(LINGER, saying).await;
+        }
+        let ends: Vec<_> = said.into_iter().flat_map(|(_, said)| said.positions).collect();
+        let (report, waiting) = match &open.outlet {
+            Outlet::Pub(socket) => (socket.close().await, false),
+            Outlet::Push(socket) => (socket.close().await, true),
+        };
+        let unsent = report.discarded;
+        if unsent > 0 {
+            tracing::warn!(messages = unsent, "the publisher closed with messages unsent");
         }
         if let Some(registration) = &open.registration {
             registration.remove().await?;
         }
         if let Some(directory) = &self.context.directory {
-            super::registration::tell_ends(directory, self.context.id, &ends).await?;
+            super::registration::tell_ends(directory, open.id, &ends).await?;
+        }
+        if waiting && unsent > 0 {
+            return Err(DriverError::Unsent { messages: unsent });
         }
         Ok(())
     }
@@ -426,7 +456,7 @@ impl Publisher for SocketPublisher {
     }
 
     fn id(&self) -> Uuid {
-        self.context.id
+        self.identity.of(&self.context)
     }
 
     fn endpoint(&self) -> Option<Endpoint> {

@@ -11,8 +11,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use super::DriverContext;
-use super::codec::Position;
+use super::codec::{End, Position};
 use super::config::DriverOptions;
 use super::directory::{Directory, DirectoryError, PublisherRow, TABLE};
 
@@ -27,13 +26,16 @@ pub(crate) struct Registration {
 
 impl Registration {
     /// Writes the row, now or, if the directory cannot be reached, as soon as it can.
-    pub(crate) async fn start(directory: Arc<dyn Directory>, context: &DriverContext) -> Self {
-        let id = context.id();
-        let options = context.options();
+    pub(crate) async fn start(
+        directory: Arc<dyn Directory>,
+        options: &DriverOptions,
+        id: Uuid,
+        port: u16,
+    ) -> Self {
         let row = Row {
             directory: directory.clone(),
             id,
-            uri: public_uri(options),
+            uri: public_uri(options, port),
             options: options.clone(),
         };
         let active = Arc::new(Notify::new());
@@ -113,14 +115,14 @@ const RETRY: Duration = Duration::from_secs(2);
 
 /// Where others reach the publisher: the address it binds, or the management address if that one says
 /// nothing to them.
-pub(crate) fn public_uri(options: &DriverOptions) -> String {
+pub(crate) fn public_uri(options: &DriverOptions, port: u16) -> String {
     let bound = options.publisher_bind_address.as_str();
     let address = if matches!(bound, "*" | "0.0.0.0" | "::" | "127.0.0.1") {
         options.management_ip.as_str()
     } else {
         bound
     };
-    let (transport, port) = (&options.publisher_transport, options.publisher_port);
+    let transport = &options.publisher_transport;
     if address.contains(':') && !address.starts_with('[') {
         format!("{transport}://[{address}]:{port}")
     } else {
@@ -159,7 +161,7 @@ pub(crate) const ENDS: &str = "publisher_end";
 
 /// A row of [`ENDS`].
 #[derive(Debug, Serialize, Deserialize)]
-struct End {
+struct EndRow {
     epoch: u64,
     /// Topic and number of the last event.
     topics: Vec<(String, u64)>,
@@ -179,7 +181,7 @@ pub(crate) async fn tell_ends(
     let topics = own().filter(|end| end.epoch == epoch);
     let topics = topics.filter_map(|end| Some((topic(end)?, end.last))).collect();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let end = End { epoch, topics, timestamp: now.as_secs_f64() };
+    let end = EndRow { epoch, topics, timestamp: now.as_secs_f64() };
     // numbers and text, which is always JSON
     let row = serde_json::to_string(&end).unwrap_or_default();
     directory.put(ENDS, &publisher.to_string(), &row).await
@@ -187,24 +189,25 @@ pub(crate) async fn tell_ends(
 
 /// The positions in a row of [`ENDS`]; none if it is not one.
 pub(crate) fn read_ends(key: &str, row: &str) -> Vec<Position> {
-    let (Ok(publisher), Ok(end)) = (Uuid::parse_str(key), serde_json::from_str::<End>(row)) else {
+    let (Ok(publisher), Ok(end)) = (Uuid::parse_str(key), serde_json::from_str::<EndRow>(row))
+    else {
         return Vec::new();
     };
-    let End { epoch, topics, .. } = end;
+    let EndRow { epoch, topics, .. } = end;
     let position = |(topic, last): (String, u64)| Position {
         publisher,
         epoch,
         topic: topic.into_bytes().into(),
         first: 1,
         last,
-        is_final: true,
+        end: End::Final,
     };
     topics.into_iter().map(position).collect()
 }
 
 /// How old a row of [`ENDS`] is; `None` if it is not one.
 pub(crate) fn age_of_end(row: &str, now: SystemTime) -> Option<Duration> {
-    let end: End = serde_json::from_str(row).ok()?;
+    let end: EndRow = serde_json::from_str(row).ok()?;
     let now = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
     Duration::try_from_secs_f64((now.as_secs_f64() - end.timestamp).max(0.0)).ok()
 }
@@ -238,11 +241,11 @@ mod tests {
     fn a_wildcard_is_reached_by_the_management_address() {
         let mut options = DriverOptions::for_role(Role::NeutronServer);
         options.management_ip = "192.0.2.7".to_owned();
-        assert_eq!(public_uri(&options), "tcp://192.0.2.7:8866");
+        assert_eq!(public_uri(&options, 8866), "tcp://192.0.2.7:8866");
         options.publisher_bind_address = "192.0.2.9".to_owned();
-        assert_eq!(public_uri(&options), "tcp://192.0.2.9:8866");
+        assert_eq!(public_uri(&options, 8866), "tcp://192.0.2.9:8866");
         options.publisher_bind_address = "::1".to_owned();
-        assert_eq!(public_uri(&options), "tcp://[::1]:8866");
+        assert_eq!(public_uri(&options, 8866), "tcp://[::1]:8866");
     }
 
     #[test]

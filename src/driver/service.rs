@@ -1,7 +1,7 @@
 //! The publisher service of a host: takes events of its processes from a Unix socket and publishes
 //! them on the network, so that the host has one publisher for its subscribers to connect to.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,9 +10,10 @@ use std::time::Duration;
 use futures::future::poll_immediate;
 use serde::Serialize;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
 use super::drivers::network_endpoint;
 use super::error::DriverError;
@@ -25,6 +26,7 @@ use crate::error::Error;
 use crate::message::Message;
 use crate::monitor::{Event, Monitor};
 use crate::options::SocketOptions;
+use crate::peer::ConnectionId;
 use crate::pull_socket::PullSocket;
 
 /// A publisher service that runs.
@@ -127,6 +129,7 @@ impl PublisherService {
             shared: shared.clone(),
             stopping: stopping.clone(),
             local: local.clone(),
+            processes: Processes::default(),
         };
         tokio::spawn(async move {
             forwarder.run().await;
@@ -186,7 +189,7 @@ impl PublisherService {
                 TableMonitor::new(table, directory.clone(), self.publisher.clone() as Arc<_>);
             monitors.push(AbortOnDropHandle::new(tokio::spawn(monitor.run(period))));
         }
-        let (directory, own) = (directory.clone(), self.context.id());
+        let (directory, own) = (directory.clone(), self.publisher.id());
         let stale_after = options.publisher_timeout;
         monitors.push(AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
@@ -286,44 +289,59 @@ struct Forwarder {
     shared: Arc<Shared>,
     stopping: CancellationToken,
     local: Endpoint,
+    processes: Processes,
 }
 
 impl Forwarder {
     async fn run(mut self) {
-        let mut batch = Vec::with_capacity(BATCH);
-        let mut queue = VecDeque::with_capacity(BATCH);
         let mut monitor = self.pull.monitor();
+        // the subscribers of the service before this one are on their way back: what is sent on
+        // before they are here is lost to them
+        tokio::select! {
+            () = self.stopping.cancelled() => {}
+            () = sleep(SETTLING) => {}
+        }
         loop {
+            let abandoned = self.processes.next_abandoned();
+            let expired = async {
+                match abandoned {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = self.stopping.cancelled() => break,
                 event = monitor.recv() => self.note(event),
-                received = self.pull.recv_many(&mut batch, BATCH) => {
-                    if received.is_err() || !self.relay(&mut batch, &mut queue).await {
+                () = expired => {
+                    for (publisher, epoch) in self.processes.abandoned(Instant::now()) {
+                        self.publisher.abandon(publisher, epoch).await;
+                    }
+                }
+                received = self.pull.recv() => {
+                    let Ok(message) = received else { break };
+                    if !self.relay(message).await {
                         break;
                     }
                 }
             }
         }
         self.stopping.cancel();
-        self.drain(&mut monitor, &mut batch, &mut queue).await;
+        self.drain(&mut monitor).await;
     }
 
     /// What processes have handed to their kernels comes in while their connections are closed.
-    async fn drain(
-        &mut self,
-        monitor: &mut Monitor,
-        batch: &mut Vec<Message>,
-        queue: &mut VecDeque<Message>,
-    ) {
+    async fn drain(&mut self, monitor: &mut Monitor) {
         // goes on in the background
         let _ = poll_immediate(self.pull.unbind(self.local.clone())).await;
         let given_up = sleep(PATIENCE);
         tokio::pin!(given_up);
         loop {
             while let Ok(message) = self.pull.try_recv() {
-                batch.push(message);
+                if !self.relay(message).await {
+                    break;
+                }
             }
-            if !self.relay(batch, queue).await || self.pull.stats().peers.is_empty() {
+            if self.pull.stats().peers.is_empty() {
                 break;
             }
             tokio::select! {
@@ -332,8 +350,9 @@ impl Forwarder {
                     break;
                 }
                 event = monitor.recv() => self.note(event),
-                received = self.pull.recv_many(batch, BATCH) => {
-                    if received.is_err() {
+                received = self.pull.recv() => {
+                    let Ok(message) = received else { break };
+                    if !self.relay(message).await {
                         break;
                     }
                 }
@@ -342,43 +361,104 @@ impl Forwarder {
         self.pull.close().await;
     }
 
-    async fn relay(&self, batch: &mut Vec<Message>, queue: &mut VecDeque<Message>) -> bool {
-        self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner).received +=
-            batch.len() as u64;
-        queue.extend(batch.drain(..));
-        let mut relayed = Relayed::default();
-        let done = self.publisher.relay(queue, &mut relayed).await;
+    /// Sends a message on, and those that are there behind it. Tells whether it can go on.
+    async fn relay(&mut self, first: Message) -> bool {
+        let Ok(mut relay) = self.publisher.relay().await else { return false };
+        let (mut next, mut received) = (Some(first), 0);
+        let mut goes_on = true;
+        while let Some(message) = next {
+            received += 1;
+            match relay.send(message) {
+                Ok(None) => {}
+                Ok(Some(life)) => {
+                    if let Some(connection) = self.pull.last_peer() {
+                        self.processes.said(connection, life);
+                    }
+                }
+                Err(_) => {
+                    goes_on = false;
+                    break;
+                }
+            }
+            next = if received < BATCH { self.pull.try_recv().ok() } else { None };
+        }
+        let relayed = relay.finish();
+        self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner).received += received;
+        *self.shared.relayed.lock().unwrap_or_else(PoisonError::into_inner) += relayed;
         if relayed.malformed > 0 {
             tracing::warn!(messages = relayed.malformed, "a process sent what is no event");
             // it may have been one for anybody
             let _ = self.publisher.send_event(&Update::sync(SEND_ALL_TOPIC), None).await;
         }
-        let mut sum = self.shared.relayed.lock().unwrap_or_else(PoisonError::into_inner);
-        *sum += relayed;
-        done.is_ok()
+        goes_on
     }
 
-    fn note(&self, event: Option<Event>) {
+    fn note(&mut self, event: Option<Event>) {
         let mut incoming = self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Some(Event::HandshakeSucceeded { .. }) => incoming.connections += 1,
             Some(Event::Disconnected { peer, cause, .. }) => {
                 incoming.connections = incoming.connections.saturating_sub(1);
                 tracing::debug!(%peer, %cause, "a process is gone");
+                self.processes.gone(peer.id, Instant::now());
             }
             _ => {}
         }
     }
 }
 
+/// Which publishers are at the other ends.
+#[derive(Debug, Default)]
+struct Processes {
+    connected: HashMap<ConnectionId, Life>,
+    /// Those whose connection ended, until when they may be back.
+    gone: Vec<(Life, Instant)>,
+}
+
+/// A publisher and its epoch.
+type Life = (Uuid, u64);
+
+impl Processes {
+    fn said(&mut self, connection: ConnectionId, life: Life) {
+        self.connected.insert(connection, life);
+        self.gone.retain(|(gone, _)| *gone != life);
+    }
+
+    fn gone(&mut self, connection: ConnectionId, now: Instant) {
+        if let Some(life) = self.connected.remove(&connection)
+            && !self.connected.values().any(|other| *other == life)
+        {
+            self.gone.push((life, now + GRACE));
+        }
+    }
+
+    fn next_abandoned(&self) -> Option<Instant> {
+        self.gone.iter().map(|(_, until)| *until).min()
+    }
+
+    fn abandoned(&mut self, now: Instant) -> Vec<Life> {
+        let (gone, waiting) = self.gone.drain(..).partition(|(_, until)| *until <= now);
+        self.gone = waiting;
+        let gone: Vec<_> = gone;
+        gone.into_iter().map(|(life, _)| life).collect()
+    }
+}
+
+/// A process whose connection ended without its saying so may come back for that long.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// Messages that are sent on in one go.
-const BATCH: usize = 1000;
+const BATCH: u64 = 1000;
 
 /// Messages that may wait for the forwarder, of each process.
 const RECV_HWM: usize = 4000;
 
 /// How long processes are waited for at the end.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a service waits before it sends on: twice the time after which subscribers connect
+/// again. Processes keep their events meanwhile.
+const SETTLING: Duration = Duration::from_millis(200);
 
 /// Tables are not looked at more often than that.
 const SHORTEST_PERIOD: Duration = Duration::from_millis(50);

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::codec::{Origin, Position, Positions};
+use super::codec::{End, Origin, Position, Positions};
 
 /// Every stream that one announcer knows.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ struct Stream {
     key: Key,
     first: u64,
     last: u64,
-    is_final: bool,
+    end: End,
     changed: bool,
     /// When it was said last that this stream has come further, for those that have ended.
     ended: Option<Instant>,
@@ -119,21 +119,42 @@ impl Streams {
             };
             let Some(stream) = self.streams.get_mut(at) else { continue };
             stream.last = stream.last.max(said.last);
-            stream.is_final |= said.is_final;
+            // what another announcer has left is what this one has
+            if stream.end != End::Final && said.end != End::Left {
+                stream.end = said.end;
+            }
             self.mark(at);
         }
     }
 
-    /// Every own stream ends where it is.
+    /// Every own stream ends where it is; those of others may go on elsewhere.
     pub(crate) fn finish(&mut self) {
         for at in 0..self.streams.len() {
+            let Some(stream) = self.streams.get_mut(at) else { continue };
+            if stream.key.publisher == self.announcer {
+                stream.end = End::Final;
+            } else if stream.end == End::Open {
+                stream.end = End::Left;
+            }
+            self.mark(at);
+        }
+    }
+
+    /// A publisher went without a word; what it sent last may never have come here. Tells whether
+    /// that concerns any stream.
+    pub(crate) fn abandon(&mut self, publisher: Uuid, epoch: u64) -> bool {
+        let Some(topics) = self.index.get(&(publisher, epoch)) else { return false };
+        let mut concerned = false;
+        for at in topics.values().copied().collect::<Vec<_>>() {
             if let Some(stream) = self.streams.get_mut(at)
-                && stream.key.publisher == self.announcer
+                && stream.end == End::Open
             {
-                stream.is_final = true;
+                stream.end = End::Abandoned;
+                concerned = true;
                 self.mark(at);
             }
         }
+        concerned
     }
 
     /// All streams of topics that begin so.
@@ -142,9 +163,11 @@ impl Streams {
         self.positions(Some(prefix.clone()), matching.map(Stream::position).collect())
     }
 
-    /// All streams, by topic.
+    /// All streams, by topic; first who says so, so that a service knows whom it is connected to.
     pub(crate) fn all(&self) -> Vec<(Bytes, Positions)> {
-        self.by_topic(0..self.streams.len())
+        let mut all = vec![(Bytes::new(), self.positions(None, Vec::new()))];
+        all.extend(self.by_topic(0..self.streams.len()));
+        all
     }
 
     /// What has changed since the last time, by topic.
@@ -175,7 +198,7 @@ impl Streams {
         self.swept = Some(now);
         let mut old = false;
         for stream in &mut self.streams {
-            if stream.is_final {
+            if stream.end != End::Open {
                 let ended = *stream.ended.get_or_insert(now);
                 old |= now.duration_since(ended) >= KEEP;
             }
@@ -239,6 +262,9 @@ impl Streams {
         self.last = at;
         let stream = self.streams.get_mut(at)?;
         stream.last = stream.last.max(origin.sequence);
+        if stream.end == End::Abandoned {
+            stream.end = End::Open;
+        }
         if !stream.changed {
             self.mark(at);
         }
@@ -264,14 +290,7 @@ impl Streams {
         }
         let at = self.streams.len();
         self.note(&key, at);
-        self.streams.push(Stream {
-            key,
-            first,
-            last,
-            is_final: false,
-            changed: false,
-            ended: None,
-        });
+        self.streams.push(Stream { key, first, last, end: End::Open, changed: false, ended: None });
         Some(at)
     }
 
@@ -293,7 +312,7 @@ impl Stream {
             topic: self.key.topic.clone(),
             first: self.first,
             last: self.last,
-            is_final: self.is_final,
+            end: self.end,
         }
     }
 }
@@ -316,7 +335,12 @@ mod tests {
 
     fn said(positions: &Positions) -> Vec<(u128, u64, u64, bool)> {
         let of = |position: &Position| {
-            (position.publisher.as_u128(), position.first, position.last, position.is_final)
+            (
+                position.publisher.as_u128(),
+                position.first,
+                position.last,
+                position.end == End::Final,
+            )
         };
         let mut said: Vec<_> = positions.positions.iter().map(of).collect();
         said.sort_unstable();
@@ -346,8 +370,12 @@ mod tests {
         assert!(streams.changes().is_empty());
         streams.say_again(&changes[0].1);
         assert_eq!(streams.changes(), changes);
+        streams.passes(&origin(8, 1), b"a");
+        streams.changes();
         streams.finish();
-        assert_eq!(said(&streams.changes()[0].1), [(7, 1, 1, true)]);
+        let ends = streams.changes().remove(0).1.positions;
+        let ends: Vec<_> = ends.iter().map(|end| (end.publisher.as_u128(), end.end)).collect();
+        assert_eq!(ends, [(7, End::Final), (8, End::Left)]);
     }
 
     #[test]
@@ -366,16 +394,31 @@ mod tests {
         let mut streams = Streams::new(Uuid::from_u128(1), 1);
         streams.passes(&origin(7, 1), b"a");
         streams.changes();
-        let position = |publisher: u128, last, is_final| Position {
+        let position = |publisher: u128, last, end| Position {
             publisher: Uuid::from_u128(publisher),
             epoch: 1,
             topic: Bytes::from("a"),
             first: 1,
             last,
-            is_final,
+            end,
         };
-        streams.heard(&[position(7, 3, true), position(9, 20, false)]);
+        streams.heard(&[position(7, 3, End::Final), position(9, 20, End::Open)]);
         assert_eq!(said(&streams.changes()[0].1), [(7, 1, 3, true), (9, 21, 20, false)]);
+    }
+
+    #[test]
+    fn a_publisher_that_went_without_a_word_is_abandoned_until_it_is_back() {
+        let mut streams = Streams::new(Uuid::from_u128(1), 1);
+        streams.passes(&origin(7, 1), b"a");
+        streams.passes(&origin(8, 1), b"a");
+        streams.changes();
+        assert!(streams.abandon(Uuid::from_u128(7), 1));
+        assert!(!streams.abandon(Uuid::from_u128(9), 1));
+        let changes = streams.changes();
+        assert_eq!(changes[0].1.positions.len(), 1);
+        assert_eq!(changes[0].1.positions[0].end, End::Abandoned);
+        streams.passes(&origin(7, 2), b"a");
+        assert_eq!(streams.changes()[0].1.positions[0].end, End::Open);
     }
 
     #[test]
@@ -386,7 +429,7 @@ mod tests {
         streams.passes(&origin(8, 1), b"a");
         let ended = streams.complete(&Bytes::new()).positions.into_iter();
         let mut ended: Vec<_> = ended.filter(|said| said.publisher.as_u128() == 7).collect();
-        ended[0].is_final = true;
+        ended[0].end = End::Final;
         streams.heard(&ended);
         streams.changes();
         streams.sweep(now);

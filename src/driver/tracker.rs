@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::codec::{Origin, Position, Positions};
+use super::codec::{End, Origin, Position, Positions};
 use super::sync::{Missing, Sync, SyncCause};
 use crate::endpoint::Endpoint;
 use crate::peer::ConnectionId;
@@ -26,6 +26,8 @@ pub(crate) struct Tracker {
     connections: HashMap<ConnectionId, Endpoint>,
     /// Connections that are gone, oldest first: events that came by them may not have been taken yet.
     gone: VecDeque<ConnectionId>,
+    /// Connections to endpoints that are not followed any more.
+    left: VecDeque<ConnectionId>,
 }
 
 /// One life of a publisher.
@@ -45,6 +47,8 @@ struct Stream {
     is_final: bool,
     /// It was said that its end is not known.
     end_unknown: bool,
+    /// Who announced it has closed in good order: nothing of it was lost there.
+    left: bool,
 }
 
 /// What is known of an endpoint, over all its connections.
@@ -124,6 +128,11 @@ impl Tracker {
         }
     }
 
+    /// Whether the connection is one to an endpoint that is not followed any more.
+    pub(crate) fn has_left(&self, connection: ConnectionId) -> bool {
+        self.left.contains(&connection)
+    }
+
     /// Whether the connection was noted.
     pub(crate) fn knows(&self, connection: ConnectionId) -> bool {
         self.connections.contains_key(&connection)
@@ -146,9 +155,17 @@ impl Tracker {
     /// The endpoint is not followed any more. If it was away, nobody will say what it sent then,
     /// unless all of its streams have ended.
     pub(crate) fn removed(&mut self, endpoint: &Endpoint) -> Vec<Sync> {
+        let connections = self.connections.iter().filter(|(_, of)| *of == endpoint);
+        self.left.extend(connections.map(|(connection, _)| *connection));
         self.connections.retain(|_, of| of != endpoint);
-        let Some(link) = self.links.remove(endpoint) else { return Vec::new() };
-        if link.connection.is_some() || !link.broken {
+        while self.left.len() > KEPT_CONNECTIONS {
+            self.left.pop_front();
+        }
+        let Some(link) = self.links.get_mut(endpoint) else { return Vec::new() };
+        // what it owes is kept: it may be followed again, and is then asked for what it sent meanwhile
+        let was_away = link.connection.take().is_none() && link.broken;
+        link.broken = true;
+        if !was_away {
             return Vec::new();
         }
         if !link.announces {
@@ -157,7 +174,7 @@ impl Tracker {
         let mut ended = Vec::new();
         for (publisher, lives) in &mut self.publishers {
             for life in lives.iter_mut().filter(|life| life.by.as_ref() == Some(endpoint)) {
-                life.end(*publisher, &mut ended);
+                life.end(*publisher, &mut ended, |stream| !stream.left);
             }
         }
         ended
@@ -206,6 +223,7 @@ impl Tracker {
             return Verdict::Late;
         }
         let last_missing = if readable { sequence - 1 } else { sequence };
+        (stream.end_unknown, stream.left) = (false, false);
         let from = std::mem::replace(&mut stream.next, sequence.saturating_add(1));
         if last_missing >= from {
             let cause = if readable { SyncCause::Gap } else { SyncCause::Undecodable };
@@ -224,7 +242,7 @@ impl Tracker {
         let announcer = (said.announcer, said.announcer_epoch);
         // ends first: an earlier life that says where it ended does not end unknown
         let (ends, others): (Vec<_>, Vec<_>) =
-            said.positions.iter().partition(|position| position.is_final);
+            said.positions.iter().partition(|position| position.end == End::Final);
         for position in ends.into_iter().chain(others) {
             if self.follows(&position.topic) {
                 self.position(by, announcer, position, missing);
@@ -251,7 +269,7 @@ impl Tracker {
         said: &Position,
         missing: &mut Vec<Sync>,
     ) {
-        let Position { publisher, epoch, topic, first, last, is_final } = said;
+        let Position { publisher, epoch, topic, first, last, end } = said;
         if self.stream(*publisher, *epoch, topic).is_none() {
             let next = match self.owed(by, topic) {
                 // it begins with this announcer, which was there before
@@ -261,7 +279,7 @@ impl Tracker {
                 // all of it came before this subscriber did
                 None => last.saturating_add(1),
             };
-            if !is_final {
+            if *end != End::Final {
                 self.end_earlier_lives(*publisher, *epoch, missing);
             }
             if !self.begin(by, *publisher, *epoch, topic, next) {
@@ -269,10 +287,15 @@ impl Tracker {
             }
         }
         let Some(stream) = self.stream(*publisher, *epoch, topic) else { return };
-        stream.is_final |= is_final;
+        stream.is_final |= *end == End::Final;
         if *last >= stream.next {
             let from = std::mem::replace(&mut stream.next, last.saturating_add(1));
             missing.push(gap(*publisher, *epoch, topic, from, *last, SyncCause::Gap));
+        }
+        match end {
+            End::Abandoned => missing.extend(stream.end_unknown(*publisher, *epoch, topic)),
+            End::Left => stream.left = true,
+            End::Open | End::Final => {}
         }
     }
 
@@ -296,7 +319,7 @@ impl Tracker {
     fn end_earlier_lives(&mut self, publisher: Uuid, epoch: u64, missing: &mut Vec<Sync>) {
         let Some(lives) = self.publishers.get_mut(&publisher) else { return };
         for life in lives.iter_mut().filter(|life| life.epoch < epoch) {
-            life.end(publisher, missing);
+            life.end(publisher, missing, |_| true);
         }
         // of the earlier ones only the latest are kept, for what may still be said of them
         while lives.len() > KEPT_LIVES {
@@ -363,20 +386,27 @@ impl Tracker {
 }
 
 impl Life {
-    fn end(&mut self, publisher: Uuid, missing: &mut Vec<Sync>) {
-        for (topic, stream) in &mut self.streams {
-            if stream.is_final || std::mem::replace(&mut stream.end_unknown, true) {
-                continue;
-            }
-            let missed = Missing {
-                publisher,
-                epoch: self.epoch,
-                topic: String::from_utf8_lossy(topic).into_owned(),
-                from: stream.next,
-                to: None,
-            };
-            missing.push(Sync { missing: Some(missed), cause: SyncCause::PublisherEnded });
+    fn end(
+        &mut self,
+        publisher: Uuid,
+        missing: &mut Vec<Sync>,
+        concerned: impl Fn(&Stream) -> bool,
+    ) {
+        for (topic, stream) in self.streams.iter_mut().filter(|(_, stream)| concerned(stream)) {
+            missing.extend(stream.end_unknown(publisher, self.epoch, topic));
         }
+    }
+}
+
+impl Stream {
+    /// It ends here, and nobody said that it does: told once.
+    fn end_unknown(&mut self, publisher: Uuid, epoch: u64, topic: &[u8]) -> Option<Sync> {
+        if self.is_final || std::mem::replace(&mut self.end_unknown, true) {
+            return None;
+        }
+        let topic = String::from_utf8_lossy(topic).into_owned();
+        let missing = Missing { publisher, epoch, topic, from: self.next, to: None };
+        Some(Sync { missing: Some(missing), cause: SyncCause::PublisherEnded })
     }
 }
 
@@ -420,7 +450,7 @@ mod tests {
             topic: Bytes::from("a"),
             first,
             last,
-            is_final,
+            end: if is_final { End::Final } else { End::Open },
         }
     }
 
@@ -560,6 +590,21 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_that_was_abandoned_ends_unknown_and_may_go_on() {
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        run.event(7, 1, 1);
+        let abandoned = Position { end: End::Abandoned, ..at(7, 1, 1, 3, false) };
+        for _ in 0..2 {
+            run.said(1, false, vec![abandoned.clone()]);
+        }
+        assert_eq!(run.missing(), [(7, 1, 2, Some(3)), (7, 1, 4, None)]);
+        assert_eq!(run.event(7, 1, 4), Verdict::Deliver);
+        assert_eq!(run.missing(), []);
+    }
+
+    #[test]
     fn a_successor_that_knows_where_it_ended_says_so() {
         let mut run = Run::new();
         run.connect(true);
@@ -596,6 +641,23 @@ mod tests {
         run.disconnect();
         run.syncs = run.tracker.removed(&endpoint());
         assert_eq!(run.missing(), [(7, 1, 2, None)]);
+    }
+
+    #[test]
+    fn an_endpoint_that_closed_in_good_order_and_is_followed_again_owes_what_it_sent_meanwhile() {
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        run.event(7, 1, 1);
+        run.said(1, false, vec![Position { end: End::Left, ..at(7, 1, 1, 2, false) }]);
+        assert_eq!(run.missing(), [(7, 1, 2, Some(2))]);
+        run.disconnect();
+        assert_eq!(run.tracker.removed(&endpoint()), []);
+        run.connect(true);
+        run.said(2, true, vec![at(7, 1, 3, 5, false), at(8, 1, 1, 2, false)]);
+        let mut missing = run.missing();
+        missing.sort_unstable();
+        assert_eq!(missing, [(7, 1, 3, Some(5)), (8, 1, 1, Some(2))]);
     }
 
     #[test]

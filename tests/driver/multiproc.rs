@@ -2,7 +2,7 @@
 
 use dragonwire::driver::codec::Codec;
 use dragonwire::driver::config::DriverOptions;
-use dragonwire::driver::{Action, PubSubDriver, Subscriber, Update};
+use dragonwire::driver::{Action, PubSubDriver, Update};
 
 use crate::side::{multiproc, next_key, options, soon};
 

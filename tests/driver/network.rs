@@ -4,7 +4,7 @@ use std::sync::mpsc;
 
 use dragonwire::driver::codec::Codec;
 use dragonwire::driver::{
-    Action, DriverError, PubSubDriver, Subscriber, SubscriberEvent, Sync, SyncCause, Update,
+    Action, DriverError, PubSubDriver, SubscriberEvent, Sync, SyncCause, Update,
 };
 use dragonwire::{PubSocket, SubSocket};
 
@@ -190,7 +190,7 @@ async fn a_subscriber_is_initialized_once_and_first() {
 }
 
 /// While a callback blocks, publishing and registering go on; one that panics is called again.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_callback_may_block_and_panic() {
     let (publisher, uri) = publisher(options()).await;
     let subscriber = network(options()).get_subscriber();

@@ -24,8 +24,8 @@ async fn service(options: &DriverOptions) -> (PublisherService, String) {
     (service, uri)
 }
 
-fn update(key: impl ToString, topic: &str) -> Update {
-    Update::new("lport", key.to_string(), Action::Create).with_topic(topic)
+fn update(key: impl Into<String>, topic: &str) -> Update {
+    Update::new("lport", key, Action::Create).with_topic(topic)
 }
 
 #[tokio::test]
@@ -104,7 +104,7 @@ async fn a_service_that_is_restarted_loses_nothing_silently() {
         producers.push((publisher.clone(), 5000));
         sending.push(tokio::spawn(async move {
             for key in 0..5000 {
-                publisher.send_event(&update(key, "D"), None).await.unwrap();
+                publisher.send_event(&update(key.to_string(), "D"), None).await.unwrap();
             }
         }));
     }

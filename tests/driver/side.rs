@@ -11,31 +11,31 @@ use dragonwire::driver::{
 };
 use tokio::time::timeout;
 
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The result, or a panic when it takes too long.
-pub async fn soon<F: Future>(future: F) -> F::Output {
+pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
     timeout(DEADLINE, future).await.expect("it takes too long")
 }
 
 /// Options for any free port of this host.
-pub fn options() -> DriverOptions {
+pub(crate) fn options() -> DriverOptions {
     let mut options = DriverOptions::for_role(Role::NeutronServer);
     options.publisher_bind_address = "127.0.0.1".to_owned();
     options.publisher_port = 0;
     options
 }
 
-pub fn network(options: DriverOptions) -> NetworkDriver {
+pub(crate) fn network(options: DriverOptions) -> NetworkDriver {
     NetworkDriver::new(DriverContext::new(options)).unwrap()
 }
 
-pub fn multiproc(options: DriverOptions) -> MultiprocDriver {
+pub(crate) fn multiproc(options: DriverOptions) -> MultiprocDriver {
     MultiprocDriver::new(DriverContext::new(options)).unwrap()
 }
 
 /// A publisher that listens, and its address.
-pub async fn publisher(options: DriverOptions) -> (Arc<dyn Publisher>, String) {
+pub(crate) async fn publisher(options: DriverOptions) -> (Arc<dyn Publisher>, String) {
     let publisher = network(options).get_publisher();
     publisher.initialize().await.unwrap();
     let uri = publisher.endpoint().unwrap().to_string();
@@ -43,7 +43,7 @@ pub async fn publisher(options: DriverOptions) -> (Arc<dyn Publisher>, String) {
 }
 
 /// A subscriber that follows these topics of these publishers and is ready.
-pub async fn subscriber(
+pub(crate) async fn subscriber(
     options: DriverOptions,
     topics: &[&str],
     uris: &[&str],
@@ -62,12 +62,12 @@ pub async fn subscriber(
 }
 
 /// The next event.
-pub async fn next(updates: &mut Updates) -> SubscriberEvent {
+pub(crate) async fn next(updates: &mut Updates) -> SubscriberEvent {
     soon(updates.recv()).await.expect("the subscriber was closed")
 }
 
 /// The next event's key; panics if it is none of a change.
-pub async fn next_key(updates: &mut Updates) -> String {
+pub(crate) async fn next_key(updates: &mut Updates) -> String {
     match next(updates).await {
         SubscriberEvent::Update(update) => update.key.unwrap(),
         sync => panic!("{sync:?}"),

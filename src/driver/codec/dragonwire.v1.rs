@@ -69,7 +69,43 @@ pub struct Position {
     /// The last one, or one less than the first if none did.
     #[prost(uint64, tag = "5")]
     pub last: u64,
+    #[prost(enumeration = "End", tag = "6")]
+    pub end: i32,
+}
+/// Whether a stream goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum End {
+    /// It may.
+    Open = 0,
     /// Nothing follows: the publisher has closed, or is known to have died there.
-    #[prost(bool, tag = "6")]
-    pub r#final: bool,
+    Final = 1,
+    /// The publisher went without a word: how far it came is not known.
+    Abandoned = 2,
+    /// The announcer closes: all that it was sent has been sent on, and the stream may go on by another.
+    Left = 3,
+}
+impl End {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Open => "OPEN",
+            Self::Final => "FINAL",
+            Self::Abandoned => "ABANDONED",
+            Self::Left => "LEFT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "OPEN" => Some(Self::Open),
+            "FINAL" => Some(Self::Final),
+            "ABANDONED" => Some(Self::Abandoned),
+            "LEFT" => Some(Self::Left),
+            _ => None,
+        }
+    }
 }

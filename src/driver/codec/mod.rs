@@ -135,8 +135,23 @@ pub struct Position {
     pub first: u64,
     /// The last one, or one less than the first if none did.
     pub last: u64,
-    /// Nothing follows.
-    pub is_final: bool,
+    /// Whether it goes on.
+    pub end: End,
+}
+
+/// Whether a stream goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum End {
+    /// It may.
+    #[default]
+    Open,
+    /// Nothing follows: the publisher has closed, or is known to have died there.
+    Final,
+    /// The publisher went without a word: how far it came is not known.
+    Abandoned,
+    /// The announcer closes: all that it was sent has been sent on, and the stream may go on by
+    /// another.
+    Left,
 }
 
 impl Positions {
@@ -345,14 +360,14 @@ mod tests {
 
     fn positions() -> impl Strategy<Value = Positions> {
         let octets = || vec(any::<u8>(), 0..40).prop_map(Bytes::from);
-        let position = (origins(), octets(), any::<u64>(), any::<bool>()).prop_map(
-            |(Origin { publisher, epoch, sequence }, topic, more, is_final)| Position {
+        let position = (origins(), octets(), any::<u64>(), 0..4_usize).prop_map(
+            |(Origin { publisher, epoch, sequence }, topic, more, end)| Position {
                 publisher: publisher.to_owned(),
                 epoch,
                 topic,
                 first: sequence,
                 last: (sequence - 1).saturating_add(more),
-                is_final,
+                end: [End::Open, End::Final, End::Abandoned, End::Left][end],
             },
         );
         (any::<u128>(), any::<u64>(), option::of(octets()), vec(position, 0..5)).prop_map(

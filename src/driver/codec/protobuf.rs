@@ -7,7 +7,7 @@ use bytes::Bytes;
 use prost::Message;
 use uuid::Uuid;
 
-use super::{Body, CodecError, Origin, Position, Positions, json, move_to_front, value_from};
+use super::{Body, CodecError, End, Origin, Position, Positions, json, move_to_front, value_from};
 use crate::driver::update::{Action, Update, Value};
 
 /// What `tests/proto_codegen.rs` made of the schema.
@@ -234,7 +234,13 @@ pub(super) fn encode_positions(positions: &Positions) -> Vec<u8> {
                 topic: position.topic.clone(),
                 first: position.first,
                 last: position.last,
-                r#final: position.is_final,
+                end: match position.end {
+                    End::Open => wire::End::Open,
+                    End::Final => wire::End::Final,
+                    End::Abandoned => wire::End::Abandoned,
+                    End::Left => wire::End::Left,
+                }
+                .into(),
             })
             .collect(),
     };
@@ -258,13 +264,20 @@ pub(super) fn decode_positions(body: &[u8]) -> Result<Positions, String> {
         if position.first == 0 || position.last < position.first - 1 {
             return Err(format!("a position from {} to {}", position.first, position.last));
         }
+        // what a later version may say more of is not final
+        let end = match position.end() {
+            wire::End::Open => End::Open,
+            wire::End::Final => End::Final,
+            wire::End::Abandoned => End::Abandoned,
+            wire::End::Left => End::Left,
+        };
         Ok(Position {
             publisher: uuid_from(&position.publisher, "publisher")?,
             epoch: position.epoch,
             topic: position.topic,
             first: position.first,
             last: position.last,
-            is_final: position.r#final,
+            end,
         })
     });
     Ok(Positions {
@@ -342,7 +355,7 @@ mod tests {
             topic: Bytes::from_static(b"D"),
             first: 1,
             last: 300,
-            is_final: true,
+            end: End::Final,
         };
         let positions = Positions {
             announcer: Uuid::from_bytes([8; 16]),

@@ -1,19 +1,36 @@
 //! Who publishes where: tables of rows that publishers keep and subscribers follow. It stands for
 //! what Dragonflow keeps in its north-bound database.
 
-mod publisher_row;
-#[cfg(feature = "redis")]
-mod redis;
-
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
+mod embedded;
+mod failover;
+mod follow;
+mod memory;
+mod protocol;
+mod publisher_row;
+mod queue;
+#[cfg(feature = "redis")]
+mod redis;
+mod server;
+mod snapshot;
+mod table;
+mod views;
+
+pub use embedded::EmbeddedDirectory;
+pub use failover::FailoverDirectory;
+pub use memory::MemoryDirectory;
 pub use publisher_row::{PublisherRow, RowError, TABLE, dragonflow_publisher_id, publisher_id};
 #[cfg(feature = "redis")]
 pub use redis::RedisDirectory;
+pub use server::{DirectoryServer, DirectoryServerOptions, DirectoryStats};
+pub use table::Limits;
 
 /// The rows of a table, by key; a row is JSON text.
 pub type Rows = BTreeMap<String, String>;
@@ -108,7 +125,62 @@ pub enum DirectoryError {
         /// What would be right.
         expected: &'static str,
     },
+    /// A server cannot use the file that it is to keep its tables in.
+    #[error("the directory's snapshot {}: {reason}", .path.display())]
+    Snapshot {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A server cannot listen.
+    #[error("a directory cannot be served at {at}: {reason}")]
+    Listen {
+        /// The address.
+        at: String,
+        /// Why.
+        reason: String,
+    },
     /// It was closed.
     #[error("the directory was closed")]
     Closed,
 }
+
+/// The directory at an address, or of several addresses one that goes on while any of them does.
+///
+/// | address | directory |
+/// | --- | --- |
+/// | `tcp://HOST:PORT` | served by `dragonwire directory` or a [`DirectoryServer`]: [`EmbeddedDirectory`] |
+/// | `memory:NAME` | within this process, shared by all who name it: [`MemoryDirectory`] |
+///
+/// Nothing is connected to yet.
+///
+/// # Errors
+/// [`DirectoryError::Address`] if there is no address or one is none of these.
+pub fn connect(uris: &[String]) -> Result<Arc<dyn Directory>, DirectoryError> {
+    let mut directories =
+        uris.iter().map(|uri| connect_one(uri)).collect::<Result<Vec<_>, DirectoryError>>()?;
+    match directories.pop() {
+        Some(only) if directories.is_empty() => Ok(only),
+        Some(last) => {
+            directories.push(last);
+            Ok(Arc::new(FailoverDirectory::new(directories)))
+        }
+        None => Err(DirectoryError::Address { uri: String::new(), expected: ADDRESSES }),
+    }
+}
+
+fn connect_one(uri: &str) -> Result<Arc<dyn Directory>, DirectoryError> {
+    let expected = if uri.starts_with("tcp://") {
+        return Ok(Arc::new(EmbeddedDirectory::new(uri)?));
+    } else if let Some(name) = uri.strip_prefix("memory:") {
+        return Ok(Arc::new(MemoryDirectory::named(name)));
+    } else if uri.starts_with("redis://") {
+        "directories in Redis are not built in"
+    } else {
+        ADDRESSES
+    };
+    Err(DirectoryError::Address { uri: uri.to_owned(), expected })
+}
+
+const ADDRESSES: &str = "tcp://HOST:PORT or memory:NAME";

@@ -18,6 +18,7 @@ use super::nodes::Address;
 use super::servers::{Backoff, Connection, REVIEW, Server, Servers, Unreachable};
 use crate::driver::codec::{Codec, Origin, Position};
 use crate::driver::error::DriverError;
+use crate::driver::identity::Identity;
 use crate::driver::journal::Journal;
 use crate::driver::publisher::{CHANGES, LINGER, open_journal};
 use crate::driver::registration::tell_ends;
@@ -31,6 +32,7 @@ use crate::endpoint::Endpoint;
 pub(super) struct RedisPublisher {
     context: Arc<DriverContext>,
     codec: Codec,
+    identity: Identity,
     servers: Servers,
     /// Held while it is opened or closed.
     changing: AsyncMutex<()>,
@@ -49,6 +51,7 @@ struct State {
 #[derive(Debug)]
 struct Open {
     process: u32,
+    id: Uuid,
     publishing: Arc<AsyncMutex<Publishing>>,
     /// The server in use.
     at: Arc<Mutex<Option<Address>>>,
@@ -61,6 +64,7 @@ impl RedisPublisher {
             codec: context.options.codec.unwrap_or_default(),
             context,
             servers,
+            identity: Identity::default(),
             changing: AsyncMutex::new(()),
             state: Mutex::default(),
             published: AtomicU64::new(0),
@@ -95,20 +99,20 @@ impl RedisPublisher {
 
     async fn start(&self) -> Result<Arc<Open>, DriverError> {
         Handle::try_current().map_err(|_| DriverError::NoRuntime)?;
-        let context = &self.context;
+        let (id, context) = (self.id(), &self.context);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
         let mut epoch = now.max(self.state().epoch.saturating_add(1));
         let numbered = self.codec == Codec::Protobuf;
         let journal = match &context.options.state_path {
-            Some(folder) if numbered && context.is_named() => {
-                let journal = open_journal(folder, context.id, epoch).await?;
+            Some(folder) if numbered && context.id().is_some() => {
+                let journal = open_journal(folder, id, epoch).await?;
                 epoch = journal.epoch();
                 Some(journal)
             }
             _ => None,
         };
-        let mut streams = Streams::new(context.id, epoch);
+        let mut streams = Streams::new(id, epoch);
         if let Some(journal) = &journal {
             streams.heard(journal.earlier());
         }
@@ -126,7 +130,7 @@ impl RedisPublisher {
         let publishing = Arc::new(AsyncMutex::new(publishing));
         let announcing = AbortOnDropHandle::new(tokio::spawn(announce(publishing.clone())));
         let process = std::process::id();
-        let open = Arc::new(Open { process, publishing, at, _announcing: announcing });
+        let open = Arc::new(Open { process, id, publishing, at, _announcing: announcing });
         let mut state = self.state();
         state.epoch = epoch;
         state.open = Some(open.clone());
@@ -166,7 +170,7 @@ impl RedisPublisher {
             tracing::warn!("the publisher closed, and Redis could not be told where it ended");
         }
         if let Some(directory) = &self.context.directory {
-            tell_ends(directory, self.context.id, &ends).await?;
+            tell_ends(directory, open.id, &ends).await?;
         }
         Ok(())
     }
@@ -195,7 +199,7 @@ impl Publisher for RedisPublisher {
     }
 
     fn id(&self) -> Uuid {
-        self.context.id
+        self.identity.of(&self.context)
     }
 
     fn endpoint(&self) -> Option<Endpoint> {
