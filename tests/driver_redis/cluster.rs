@@ -58,8 +58,9 @@ async fn the_master_that_sentinels_name_is_used_and_followed() {
     let sentinel = Server::start_sentinel(master.port());
     let nobody = format!("127.0.0.1:{}", free_port());
     let url = format!("redis+sentinel://{nobody},{}/mymaster", sentinel.at());
-    let (subscriber, mut updates) = subscriber(options(&[url.clone()]), &["D"]).await;
-    let publisher = publisher(options(&[url])).await;
+    let behind = options(&[url]);
+    let (subscriber, mut updates) = subscriber(behind.clone(), &["D"]).await;
+    let publisher = publisher(behind).await;
     assert_eq!(publisher.endpoint().unwrap().to_string(), format!("tcp://{}", master.at()));
     publish(&publisher, 1).await;
     assert_eq!(next_key(&mut updates).await, "1");

@@ -215,8 +215,9 @@ async fn the_password_is_needed_and_used() {
         assert_eq!(publisher.stats().published, 0);
     }
     let url = format!("redis://:secret@{}/3", server.at());
-    let (_subscriber, mut updates) = subscriber(options(&[url.clone()]), &["D"]).await;
-    publish(&publisher(options(&[url])).await, 1).await;
+    let with_password = options(&[url]);
+    let (_subscriber, mut updates) = subscriber(with_password.clone(), &["D"]).await;
+    publish(&publisher(with_password).await, 1).await;
     assert_eq!(next_key(&mut updates).await, "1");
 }
 

@@ -1,5 +1,6 @@
 //! Publishers and subscribers for tests, and waiting with a deadline.
 
+use std::fmt::Display;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,17 +84,17 @@ pub(crate) async fn subscriber(
     (subscriber, updates)
 }
 
-pub(crate) fn update(key: impl ToString) -> Update {
-    Update::new("lport", key.to_string(), Action::Set)
+pub(crate) fn update(key: impl Display) -> Update {
+    Update::new("lport", format!("{key}"), Action::Set)
 }
 
-pub(crate) async fn publish(publisher: &Arc<dyn Publisher>, key: impl ToString) {
+pub(crate) async fn publish(publisher: &Arc<dyn Publisher>, key: impl Display) {
     send(publisher, key).await.unwrap();
 }
 
 pub(crate) async fn send(
     publisher: &Arc<dyn Publisher>,
-    key: impl ToString,
+    key: impl Display,
 ) -> Result<(), DriverError> {
     soon(publisher.send_event(&update(key), None)).await
 }
