@@ -35,6 +35,8 @@ set_up() {
     # interop/ builds libzmq for its tests
     package g++ g++
     package valgrind valgrind
+    # the tests of the Redis driver start servers of their own
+    package redis-server redis-server
     cargo --version
     rustc --version
     cargo nextest --version 2>/dev/null | head -n 1 \
@@ -81,8 +83,9 @@ documentation() {
     export RUSTDOCFLAGS="-D warnings"
     # the command's page and the library's have the same name: the library's comes last and stays
     cargo doc --no-deps --locked --bins --package dragonwire-cli
-    cargo doc --no-deps --locked --lib --package dragonwire --document-private-items
-    cargo doc --no-deps --locked --lib --package dragonwire
+    cargo doc --no-deps --locked --lib --package dragonwire --features redis \
+        --document-private-items
+    cargo doc --no-deps --locked --lib --package dragonwire --features redis
     local option
     for option in $(sed -nE 's/^    pub fn (\w+)\(mut self.*/\1/p' src/options.rs); do
         grep -q "\`$option" docs/options.md || {
@@ -115,11 +118,12 @@ fuzz() {
 
 test_all() {
     if cargo nextest --version >/dev/null 2>&1; then
-        cargo nextest run --workspace --locked --no-fail-fast
+        cargo nextest run --workspace --all-features --locked --no-fail-fast
     else
         # a test that hangs must not hang the gate; nextest has limits of its own, .config/nextest.toml
         timeout --verbose 40m \
-            cargo test --workspace --locked --no-fail-fast --lib --bins --tests --examples
+            cargo test --workspace --all-features --locked --no-fail-fast \
+            --lib --bins --tests --examples
     fi
 }
 
