@@ -240,6 +240,17 @@ async fn a_topic_that_the_user_may_not_follow_is_named_and_the_others_are_follow
     soon(subscriber.ready()).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_user_needs_no_more_than_the_channels() {
+    let server = Server::start();
+    let _: String =
+        server.ask("ACL SETUSER me on >secret resetchannels &D +publish +subscribe +unsubscribe");
+    let me = options(&[format!("redis://me:secret@{}", server.at())]);
+    let (_subscriber, mut updates) = subscriber(me.clone(), &["D"]).await;
+    publish(&publisher(me).await, 1).await;
+    assert_eq!(next_key(&mut updates).await, "1");
+}
+
 /// The server drops a subscriber that does not read, which is told so when it does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_that_does_not_read_is_told_what_it_lost() {

@@ -211,7 +211,7 @@ impl Connection {
                 let word = role.into_iter().next().map(String::from_redis_value);
                 Ok(word.and_then(Result::ok).unwrap_or_default())
             }
-            Err(fault) if fault.kind == FaultKind::Answer => Ok(String::new()),
+            Err(fault) if fault.is_no() => Ok(String::new()),
             Err(fault) => Err(fault),
         }
     }
@@ -219,7 +219,7 @@ impl Connection {
     /// The nodes of the server's cluster; nothing if it is of none.
     async fn nodes(&mut self) -> Result<String, Fault> {
         match self.ask(cmd("CLUSTER").arg("NODES")).await {
-            Err(fault) if fault.kind == FaultKind::Answer => Ok(String::new()),
+            Err(fault) if fault.is_no() => Ok(String::new()),
             answered => answered,
         }
     }
@@ -267,8 +267,10 @@ pub(super) enum FaultKind {
     Gone,
     /// It is not to be used as it is now: it starts, or is not the master. Nothing was done.
     Unusable,
-    /// It does not let this user. Nothing was done.
+    /// It does not let this user in. Nothing was done.
     Refused,
+    /// It does not let this user do that. Nothing was done.
+    Forbidden,
     /// It answered that there was an error. Nothing was done.
     Answer,
 }
@@ -277,9 +279,10 @@ impl Fault {
     pub(super) fn new(at: &str, error: &RedisError) -> Self {
         let code = error.code().unwrap_or_default();
         let kind = match (error.kind(), code) {
-            (ErrorKind::AuthenticationFailed, _) | (_, "NOAUTH" | "NOPERM" | "WRONGPASS") => {
+            (ErrorKind::AuthenticationFailed, _) | (_, "NOAUTH" | "WRONGPASS") => {
                 FaultKind::Refused
             }
+            (_, "NOPERM") => FaultKind::Forbidden,
             (_, "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "BUSY") => FaultKind::Unusable,
             (ErrorKind::Server(_) | ErrorKind::Extension, _) => FaultKind::Answer,
             _ => FaultKind::Gone,
@@ -293,7 +296,12 @@ impl Fault {
 
     /// Whether the server does not do what it is asked for, and will not next time.
     pub(crate) fn is_refusal(&self) -> bool {
-        matches!(self.kind, FaultKind::Refused | FaultKind::Answer)
+        self.kind == FaultKind::Refused || self.is_no()
+    }
+
+    /// Whether the server is to be used, but not for that.
+    fn is_no(&self) -> bool {
+        matches!(self.kind, FaultKind::Forbidden | FaultKind::Answer)
     }
 
     /// Whether the server has answered, so that a command was not done.
@@ -333,7 +341,9 @@ impl Unreachable {
 
     /// Whether it is of no use to try again as it is.
     pub(crate) fn is_refusal(&self) -> bool {
-        self.faults.iter().all(|fault| fault.kind == FaultKind::Refused)
+        let refused =
+            |fault: &Fault| matches!(fault.kind, FaultKind::Refused | FaultKind::Forbidden);
+        self.faults.iter().all(refused)
     }
 }
 
