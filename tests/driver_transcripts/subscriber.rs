@@ -56,7 +56,7 @@ impl Subscribed {
     }
 
     /// Closes it; the callback was not given anything more.
-    pub(crate) async fn is_called_no_more(self) {
+    pub(crate) async fn ends_without_more(self) {
         self.ends(None::<Wire<TcpStream>>).await;
     }
 
