@@ -10,8 +10,13 @@ use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand}
 use dragonwire::{Endpoint, SocketOptions, SocketType, XPubVerbose};
 
 use crate::demo;
+use crate::directory::DirectoryArgs;
 use crate::json_lines::parse_hex;
 use crate::lines::Format;
+use crate::publish::PublishArgs;
+use crate::publisher_service::ServiceArgs;
+use crate::status::StatusArgs;
+use crate::subscribe::SubscribeArgs;
 
 /// What the command is to do.
 #[derive(Debug)]
@@ -20,6 +25,11 @@ pub(crate) enum Job {
     Demo(demo::DemoArgs),
     DemoPublisher(demo::PublisherArgs),
     DemoWorker(demo::WorkerArgs),
+    Publish(Box<PublishArgs>),
+    Subscribe(Box<SubscribeArgs>),
+    PublisherService(Box<ServiceArgs>),
+    Status(StatusArgs),
+    Directory(DirectoryArgs),
 }
 
 /// One socket and what happens between it and the standard streams.
@@ -66,12 +76,13 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Job
 #[command(
     name = "dragonwire",
     version,
-    about = "ZeroMQ sockets at the shell: one process, one socket, one message a line",
+    about = "ZeroMQ sockets and Dragonflow's publish/subscribe at the shell, one message a line",
     after_help = EXAMPLES,
     arg_required_else_help = true,
     subcommand_value_name = "TYPE",
     subcommand_help_heading = "Types",
-    override_usage = "dragonwire TYPE (--bind ENDPOINT | --connect ENDPOINT)... [OPTION]..."
+    override_usage = "dragonwire TYPE (--bind ENDPOINT | --connect ENDPOINT)... [OPTION]...\n       \
+        dragonwire (publish | subscribe | publisher-service | status | directory) [OPTION]..."
 )]
 struct CommandLine {
     #[command(subcommand)]
@@ -110,6 +121,19 @@ enum Command {
     DemoPublisher(demo::PublisherArgs),
     #[command(hide = true)]
     DemoWorker(demo::WorkerArgs),
+    /// Publish an event to Dragonflow's subscribers, or each line of the standard input
+    #[command(after_help = PUBLISHES)]
+    Publish(Box<PublishArgs>),
+    /// Print the events of Dragonflow's publishers
+    #[command(after_help = SUBSCRIBES)]
+    Subscribe(Box<SubscribeArgs>),
+    /// Publish the events of this host's processes on the network
+    #[command(after_help = SERVES)]
+    PublisherService(Box<ServiceArgs>),
+    /// Print how the publisher service of this host is
+    Status(StatusArgs),
+    /// Serve the directory where publishers and subscribers find each other, or look into it
+    Directory(DirectoryArgs),
 }
 
 #[derive(Debug, Args)]
@@ -225,6 +249,11 @@ impl Command {
             Self::Demo(args) => return Ok(Job::Demo(args)),
             Self::DemoPublisher(args) => return Ok(Job::DemoPublisher(args)),
             Self::DemoWorker(args) => return Ok(Job::DemoWorker(args)),
+            Self::Publish(args) => return Ok(Job::Publish(args)),
+            Self::Subscribe(args) => return Ok(Job::Subscribe(args)),
+            Self::PublisherService(args) => return Ok(Job::PublisherService(args)),
+            Self::Status(args) => return Ok(Job::Status(args)),
+            Self::Directory(args) => return Ok(Job::Directory(args)),
         };
         Ok(Job::Socket(Box::new(job)))
     }
@@ -361,7 +390,8 @@ fn explain(error: &clap::Error) -> NoJob {
 /// Messages that are handed over in one go: half the high-water mark that is the default.
 const BURST: usize = 500;
 
-const KINDS: &str = "choose pub, sub, xpub, xsub, push, pull or demo";
+const KINDS: &str = "choose pub, sub, xpub, xsub, push, pull, demo, publish, subscribe, \
+                     publisher-service, status or directory";
 
 /// Socket types of ZeroMQ that people will ask for.
 const LATER_KINDS: [&str; 5] = ["req", "rep", "dealer", "router", "pair"];
@@ -383,6 +413,42 @@ const LINES: &str = r#"Lines, in and out:
         out: the frames of a message put together, and a line feed.
 A line that cannot be read is reported on the standard error and ignored.
 xsub subscribes with a frame of octet 1 and the topic, too; octet 0 takes that back."#;
+
+const PUBLISHES: &str = r#"The event is sent on its topic. With driver zmq the command listens, as a publisher does, and a
+subscriber has to come to it: the event is sent again for up to --wait MS until one has, and if
+none does that is told on the standard error; the exit status is 0 all the same.
+
+With --stdin each line is {"table": T, "key": K, "action": A, "value": V, "topic": T} and, for
+a topic that is not the event's own, "topic_argument": T. What is left out is null, but for the
+topic, which is "D" then. A value that is not text is sent as what it is. A line that cannot be
+read is reported on the standard error and ignored; the exit status is 2 at the end.
+
+{"ready":true} is printed when the publisher listens. At the end what is queued is sent, for up
+to five seconds."#;
+
+const SUBSCRIBES: &str = r#"Without --uri, --directory, --stdin and option files it follows the publisher at
+tcp://127.0.0.1:8866. With option files also publishers_ips, and with a directory all publishers
+of the other role. With driver zmq-multiproc it takes the place of the publisher service.
+
+{"ready":true} is printed when all publishers have taken the topics, or after a second: then those
+are still connected to that were not there. After it each event is a line:
+  {"table":"lport","key":"7e4a","action":"create","value":"{}","topic":"D"}
+Where something may have been lost there is a line of action "sync", with its cause (gap,
+publisher_ended, reconnected, undecodable, announced) and, if that is known, what is missing:
+  {...,"action":"sync",...,"cause":"gap","missing":{"publisher":"ID","epoch":1,"topic":"D",
+   "from":5,"to":7}}
+
+With --stdin it takes {"register_topic": T}, {"unregister_topic": T}, {"register_listen_address":
+URI} and {"unregister_listen_address": URI}, one a line, and answers each with one line:
+  {"register_topic":"t","result":true}     true: it is new; null from unregister
+  {"unregister_topic":"t","error":"why"}
+The end of the standard input does not end it."#;
+
+const SERVES: &str = r#"Takes events of this host's publishers from the local socket and publishes them on the network,
+each publisher's in their order; says on the standard error when it is up. SIGTERM and SIGINT: what
+processes have sent is sent on, and the exit status is 0. SIGHUP: the option files are read anew.
+Takes a socket that systemd hands over (LISTEN_FDS) for the local one, and tells systemd when it
+is ready (NOTIFY_SOCKET). `dragonwire status` asks it how it is."#;
 
 #[cfg(test)]
 mod tests {

@@ -114,10 +114,14 @@ fn decode_any(line: &[u8]) -> Result<Message, LineError> {
     Ok(Message::from_frames(frames.into_iter().map(|Frame(octets)| octets)))
 }
 
-// an error of a single line is told without "line 1"
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn malformed(error: serde_json::Error) -> LineError {
-    LineError::Malformed(error.to_string().replace(" at line 1 column ", " at column "))
+    LineError::Malformed(explain(&error))
+}
+
+/// An error of a single line, which is told without "line 1".
+pub(crate) fn explain(error: &serde_json::Error) -> String {
+    error.to_string().replace(" at line 1 column ", " at column ")
 }
 
 fn encode_string(text: &[u8], out: &mut Vec<u8>) {

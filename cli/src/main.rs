@@ -1,4 +1,5 @@
-//! The `dragonwire` command: one process, one socket, messages as lines.
+//! The `dragonwire` command. Its socket verbs are one process, one socket, messages as lines; its other
+//! verbs are the driver layer's, each in a file of its name.
 
 #![cfg_attr(
     not(test),
@@ -8,15 +9,23 @@
 mod args;
 mod console;
 mod demo;
+mod directory;
+mod driver_options;
 mod json_lines;
 mod lines;
+mod log;
 mod notices;
 mod printer;
+mod publish;
+mod publisher_service;
 mod rates;
 mod run;
 mod signals;
 mod socket;
+mod status;
 mod stdio;
+mod subscribe;
+mod systemd;
 mod text_lines;
 
 use std::io::Write;
@@ -74,5 +83,10 @@ async fn perform(job: Job, console: &Console) -> Result<Ending, Failure> {
         Job::Demo(args) => demo::run(args).await,
         Job::DemoPublisher(args) => demo::publish(args).await,
         Job::DemoWorker(args) => demo::work(args).await,
+        Job::Publish(args) => publish::run(*args, console).await,
+        Job::Subscribe(args) => subscribe::run(*args, console).await,
+        Job::PublisherService(args) => publisher_service::run(*args, console).await,
+        Job::Status(args) => status::run(args, console).await,
+        Job::Directory(args) => directory::run(args, console).await,
     }
 }

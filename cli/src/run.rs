@@ -325,7 +325,7 @@ fn tell_losses(kind: SocketType, socket: &Socket, console: &Console) {
 }
 
 /// How long a signal leaves for sending and printing what is on its way.
-const GRACE: Duration = Duration::from_millis(200);
+pub(crate) const GRACE: Duration = Duration::from_millis(200);
 
 /// How long sending goes on at the end until a person is told.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);

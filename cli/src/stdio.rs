@@ -50,32 +50,7 @@ struct LineReader {
 
 impl LineReader {
     fn read_all(&mut self) -> io::Result<()> {
-        let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-        let mut buffer = BytesMut::new();
-        loop {
-            let old = buffer.len();
-            buffer.resize(old + INPUT_BLOCK, 0);
-            let room = buffer.get_mut(old..).unwrap_or_default();
-            let read = loop {
-                match input.read(room) {
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    result => break result?,
-                }
-            };
-            buffer.truncate(old + read);
-            if read == 0 {
-                // a last line without its end is a line
-                if !buffer.is_empty() {
-                    let _ = self.hand_over(&buffer.freeze());
-                }
-                return Ok(());
-            }
-            let fresh = buffer.get(old..).unwrap_or_default();
-            let Some(end) = memchr::memrchr(b'\n', fresh) else { continue };
-            if self.hand_over(&buffer.split_to(old + end + 1).freeze()).is_err() {
-                return Ok(());
-            }
-        }
+        read_blocks(|block| self.hand_over(&block).is_ok())
     }
 
     /// Sends what a block of whole lines asks for; an error says that nobody wants any more.
@@ -113,6 +88,61 @@ impl LineReader {
         }
         Ok(())
     }
+}
+
+/// Reads the standard input in blocks of whole lines until its end, or until `take` wants no more.
+fn read_blocks(mut take: impl FnMut(Bytes) -> bool) -> io::Result<()> {
+    let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut buffer = BytesMut::new();
+    loop {
+        let old = buffer.len();
+        buffer.resize(old + INPUT_BLOCK, 0);
+        let room = buffer.get_mut(old..).unwrap_or_default();
+        let read = loop {
+            match input.read(room) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result?,
+            }
+        };
+        buffer.truncate(old + read);
+        if read == 0 {
+            // a last line without its end is a line
+            if !buffer.is_empty() {
+                take(buffer.freeze());
+            }
+            return Ok(());
+        }
+        let fresh = buffer.get(old..).unwrap_or_default();
+        let Some(end) = memchr::memrchr(b'\n', fresh) else { continue };
+        if !take(buffer.split_to(old + end + 1).freeze()) {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads the standard input until its end, which closes the channel: what `parse` makes of each line,
+/// given with its number, in blocks.
+pub(crate) fn read_lines<T: Send + 'static>(
+    mut parse: impl FnMut(u64, &[u8]) -> Option<T> + Send + 'static,
+) -> mpsc::Receiver<io::Result<Vec<T>>> {
+    let (blocks, queue) = mpsc::channel(1);
+    thread::spawn(move || {
+        let mut number = 0;
+        let read = read_blocks(|block| {
+            let lines = block.strip_suffix(b"\n").unwrap_or(&block).split(|octet| *octet == b'\n');
+            let parsed: Vec<T> = lines
+                .filter_map(|line| {
+                    number += 1;
+                    parse(number, line)
+                })
+                .collect();
+            parsed.is_empty() || blocks.blocking_send(Ok(parsed)).is_ok()
+        });
+        if let Err(error) = read {
+            let _ = blocks.blocking_send(Err(error));
+        }
+    });
+    queue
 }
 
 /// The standard output's thread, as seen from the socket's side.

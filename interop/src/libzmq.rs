@@ -1,7 +1,7 @@
 //! libzmq's C API, made safe: as much of it as the tests and the throughput peer need.
 //!
-//! Written against `zmq.h` of 4.3.5. Every `unsafe` block of this workspace is in this file. What
-//! makes them sound:
+//! Written against `zmq.h` of 4.3.5. Every `unsafe` block of this workspace is in this file and in
+//! `tests/fork.rs`. What makes these sound:
 //!
 //! - a [`Context`] is reference counted and every [`Socket`] holds one, so that `zmq_ctx_term` runs
 //!   after the last `zmq_close`;

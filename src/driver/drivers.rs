@@ -146,6 +146,7 @@ impl Drivers {
     /// | `zmq_pubsub_driver`, `zmq` | [`NetworkDriver`] |
     /// | `zmq_bind_pubsub_driver` | [`NetworkDriver`]: it has both sides' sockets anyway |
     /// | `zmq_pubsub_multiproc_driver`, `zmq-multiproc` | [`MultiprocDriver`] |
+    /// | `redis_db_pubsub_driver`, `redis` | `RedisDriver`, with the feature `redis` |
     #[must_use]
     pub fn new() -> Self {
         let mut drivers = Self { factories: BTreeMap::new() };
@@ -154,6 +155,10 @@ impl Drivers {
         }
         for alias in ["zmq_pubsub_multiproc_driver", "zmq-multiproc"] {
             drivers.register(alias, |context| Ok(Arc::new(MultiprocDriver::new(context)?)));
+        }
+        #[cfg(feature = "redis")]
+        for alias in ["redis_db_pubsub_driver", "redis"] {
+            drivers.register(alias, |context| Ok(Arc::new(super::RedisDriver::new(context)?)));
         }
         drivers
     }

@@ -84,6 +84,15 @@ pub enum DriverError {
         /// Publisher or subscriber.
         what: &'static str,
     },
+    /// A multi-process publisher was closed while the publisher service took nothing.
+    #[error(
+        "closed with {messages} messages unsent, as nobody took them; is the publisher service \
+         running on that socket (publisher_multiproc_socket)?"
+    )]
+    Unsent {
+        /// Events, and what is said of them.
+        messages: u64,
+    },
     /// The process was forked since: tasks and sockets stayed with the parent.
     #[error(
         "the {what} belongs to process {made_in}, this is process {here}: initialize drivers after \

@@ -10,9 +10,12 @@ pub mod directory;
 mod drivers;
 mod error;
 mod follow;
+mod identity;
 mod journal;
 mod nb_api;
 mod publisher;
+#[cfg(feature = "redis")]
+mod redis;
 mod registration;
 mod role;
 mod service;
@@ -35,6 +38,8 @@ pub use drivers::{Drivers, MultiprocDriver, NetworkDriver, SUPPORTED_TRANSPORTS}
 pub use error::DriverError;
 pub use follow::Following;
 pub use nb_api::NbApi;
+#[cfg(feature = "redis")]
+pub use redis::RedisDriver;
 pub use role::{ROLE_DF_LOCAL_CONTROLLER, ROLE_NEUTRON_SERVER, Role, UnknownRole};
 pub use service::{PublisherService, ServiceStats};
 pub use sync::{Missing, Sync, SyncCause};
@@ -88,7 +93,8 @@ pub trait Publisher: Send + std::marker::Sync + fmt::Debug {
     /// Sends what is queued, for at most five seconds, and closes. Closing again does nothing.
     ///
     /// # Errors
-    /// [`DriverError::Directory`] if its row could not be removed.
+    /// [`DriverError::Directory`] if its row could not be removed, [`DriverError::Unsent`] if a
+    /// multi-process publisher's events were not taken in that time. It is closed in any case.
     fn close(&self) -> BoxFuture<'_, Result<(), DriverError>>;
 
     /// Who it is in the numbers of its events.
@@ -224,15 +230,15 @@ pub struct SubscriberStats {
 pub struct DriverContext {
     options: DriverOptions,
     directory: Option<Arc<dyn Directory>>,
-    id: Uuid,
-    named: bool,
+    id: Option<Uuid>,
 }
 
 impl DriverContext {
-    /// For a process without a directory; its publisher's id is a random one.
+    /// For a process without a directory; its publisher's id is a random one, another one in each
+    /// process that is forked from this.
     #[must_use]
     pub fn new(options: DriverOptions) -> Self {
-        Self { options, directory: None, id: Uuid::new_v4(), named: false }
+        Self { options, directory: None, id: None }
     }
 
     /// With the directory that publishers keep their rows in and subscribers follow.
@@ -246,8 +252,8 @@ impl DriverContext {
     /// is made of the role, the name and the host's.
     #[must_use]
     pub fn with_process_name(mut self, name: &str) -> Self {
-        self.id = directory::publisher_id(self.options.role, name, &registration::host_name());
-        self.named = true;
+        let host = registration::host_name();
+        self.id = Some(directory::publisher_id(self.options.role, name, &host));
         self
     }
 
@@ -267,15 +273,10 @@ impl DriverContext {
         self.directory.as_ref()
     }
 
-    /// The id of the publisher.
+    /// The id of the publisher, if it has one that its successor will have as well.
     #[must_use]
-    pub fn id(&self) -> Uuid {
+    pub fn id(&self) -> Option<Uuid> {
         self.id
-    }
-
-    /// Whether the id is the same for the process's successor.
-    fn is_named(&self) -> bool {
-        self.named
     }
 
     /// The update as it is sent: with `trigger_only` without its value.

@@ -11,12 +11,13 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, poll_immediate};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex as AsyncMutex;
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::codec::{self, Body, Codec, Origin, Positions};
 use super::error::DriverError;
+use super::identity::Identity;
 use super::journal::Journal;
 use super::registration::Registration;
 use super::streams::{Passing, Streams};
@@ -41,6 +42,7 @@ pub(crate) struct SocketPublisher {
     kind: Kind,
     context: Arc<DriverContext>,
     codec: Codec,
+    identity: Identity,
     /// Held while the socket is opened or closed.
     changing: AsyncMutex<()>,
     state: Mutex<State>,
@@ -59,13 +61,14 @@ pub(crate) enum Kind {
 #[derive(Debug, Default)]
 struct State {
     open: Option<Arc<Open>>,
-    /// The last life's epoch, and the process that had it.
+    /// The last life's epoch.
     epoch: u64,
 }
 
 #[derive(Debug)]
 struct Open {
     process: u32,
+    id: Uuid,
     outlet: Outlet,
     numbering: Arc<AsyncMutex<Numbering>>,
     registration: Option<Registration>,
@@ -150,6 +153,7 @@ impl SocketPublisher {
             kind,
             context,
             codec,
+            identity: Identity::default(),
             changing: AsyncMutex::new(()),
             state: Mutex::default(),
             counters: Arc::default(),
@@ -185,20 +189,20 @@ impl SocketPublisher {
     async fn start(&self) -> Result<Arc<Open>, DriverError> {
         Handle::try_current().map_err(|_| DriverError::NoRuntime)?;
         let context = &self.context;
-        let codec = self.codec;
+        let (id, codec) = (self.id(), self.codec);
         let numbered = codec == Codec::Protobuf;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
         let mut epoch = now.max(self.state().epoch.saturating_add(1));
         let journal = match &context.options.state_path {
-            Some(folder) if numbered && context.is_named() => {
-                let journal = open_journal(folder, context.id, epoch).await?;
+            Some(folder) if numbered && context.id().is_some() => {
+                let journal = open_journal(folder, id, epoch).await?;
                 epoch = journal.epoch();
                 Some(journal)
             }
             _ => None,
         };
-        let mut streams = Streams::new(context.id, epoch);
+        let mut streams = Streams::new(id, epoch);
         if let Some(journal) = &journal {
             streams.heard(journal.earlier());
         }
@@ -209,7 +213,7 @@ impl SocketPublisher {
         if numbered {
             options = options.metadata(NUMBERED, "1");
         }
-        let (outlet, announcing) = match &self.kind {
+        let (outlet, announcing, port) = match &self.kind {
             Kind::Network(endpoint) => {
                 let socket = PubSocket::with_options(options).map_err(|source| {
                     DriverError::Socket { doing: "making a PUB socket".to_owned(), source }
@@ -218,11 +222,11 @@ impl SocketPublisher {
                 let _ = poll_immediate(socket.new_subscriptions()).await;
                 let news = Announcer::new(Outlet::Pub(socket.clone()), numbering.clone(), codec);
                 let announcing = tokio::spawn(news.run_pub(socket.clone()));
-                socket.bind(endpoint).await.map_err(|source| {
+                let bound = socket.bind(endpoint).await.map_err(|source| {
                     let doing = format!("the publisher binds {endpoint}");
                     DriverError::Socket { doing, source }
                 })?;
-                (Outlet::Pub(socket), announcing)
+                (Outlet::Pub(socket), announcing, bound.port())
             }
             Kind::Multiproc(endpoint) => {
                 let socket = PushSocket::with_options(options).map_err(|source| {
@@ -235,18 +239,19 @@ impl SocketPublisher {
                     let doing = format!("the publisher connects to {endpoint}");
                     DriverError::Socket { doing, source }
                 })?;
-                (Outlet::Push(socket), announcing)
+                (Outlet::Push(socket), announcing, None)
             }
         };
         let announcing = AbortOnDropHandle::new(announcing);
-        let registration = match (&self.kind, &context.directory) {
-            (Kind::Network(_), Some(directory)) => {
-                Some(Registration::start(directory.clone(), context).await)
+        let registration = match (port, &context.directory) {
+            (Some(port), Some(directory)) => {
+                Some(Registration::start(directory.clone(), context.options(), id, port).await)
             }
             _ => None,
         };
         let open = Arc::new(Open {
             process: std::process::id(),
+            id,
             outlet,
             numbering,
             registration,
@@ -303,7 +308,7 @@ impl SocketPublisher {
     /// what this one says.
     ///
     /// # Cancel safety
-    /// Safe: what was sent on is taken from the front of `messages`.
+    /// Safe: all of `messages` is taken in one step.
     pub(crate) async fn relay(
         &self,
         messages: &mut VecDeque<Message>,
@@ -313,41 +318,39 @@ impl SocketPublisher {
         let Outlet::Pub(socket) = &open.outlet else { return Ok(()) };
         let mut numbering = open.numbering.lock().await;
         let Numbering { streams, lossy, .. } = &mut *numbering;
-        while let Some(message) = messages.front() {
+        for message in messages.drain(..) {
             let mut frames = message.frames();
             let (Some(topic), Some(body), None) = (frames.next(), frames.next(), frames.next())
             else {
                 relayed.malformed += 1;
-                messages.pop_front();
                 continue;
             };
-            let origin = codec::peek_origin(body);
-            match &origin {
+            let unnumbered = match codec::peek_origin(body) {
                 Some(origin) => {
-                    if let Passing::Announce(positions) = streams.passes(origin, topic) {
+                    if let Passing::Announce(positions) = streams.passes(&origin, topic) {
                         open.outlet.say(&Bytes::copy_from_slice(topic), &positions);
                     }
+                    None
                 }
                 None if codec::is_positions(body) => {
                     match codec::decode(body) {
                         Ok(Body::Positions(said)) => streams.heard(&said.positions),
                         _ => relayed.malformed += 1,
                     }
-                    messages.pop_front();
                     continue;
                 }
-                None => {}
-            }
-            let Ok(delivery) = socket.try_send(message.clone()) else {
+                // its topic may be needed when it is gone
+                None => Some(message.clone()),
+            };
+            let Ok(delivery) = socket.try_send(message) else {
                 return Err(DriverError::Closed { what: "publisher" });
             };
-            if delivery.dropped > 0 && origin.is_none() {
-                lossy.insert(String::from_utf8_lossy(topic).into_owned());
+            if let Some(message) = unnumbered.filter(|_| delivery.dropped > 0) {
+                lossy.insert(String::from_utf8_lossy(message.topic()).into_owned());
             }
             relayed.forwarded += 1;
             relayed.dropped += u64::from(delivery.dropped);
             relayed.unheard += u64::from(delivery.matched == 0);
-            messages.pop_front();
         }
         drop(numbering);
         if let Some(registration) = &open.registration {
@@ -371,35 +374,47 @@ impl SocketPublisher {
             // the sockets are the parent's
             return Ok(());
         }
-        let mut ends = Vec::new();
-        {
+        let said = {
             let mut numbering = open.numbering.lock().await;
             numbering.streams.finish();
-            if self.codec == Codec::Protobuf {
-                for (topic, positions) in numbering.streams.changes() {
-                    let _ = open.outlet.send(&topic, &positions.encode()).await;
-                    ends.extend(positions.positions);
-                }
-            }
-        }
-        let report = match &open.outlet {
-            Outlet::Pub(socket) => socket.close().await,
-            Outlet::Push(socket) => socket.close().await,
+            numbering.streams.changes()
         };
-        if report.discarded > 0 {
-            tracing::warn!(events = report.discarded, "the publisher closed with events unsent");
+        if self.codec == Codec::Protobuf {
+            let saying = async {
+                for (topic, positions) in &said {
+                    let _ = open.outlet.send(topic, &positions.encode()).await;
+                }
+            };
+            // there may be no room for it, and nobody who makes any
+            let _ = timeout(LINGER, saying).await;
+        }
+        let ends: Vec<_> = said.into_iter().flat_map(|(_, said)| said.positions).collect();
+        let (report, waiting) = match &open.outlet {
+            Outlet::Pub(socket) => (socket.close().await, false),
+            Outlet::Push(socket) => (socket.close().await, true),
+        };
+        let unsent = report.discarded;
+        if unsent > 0 {
+            tracing::warn!(messages = unsent, "the publisher closed with messages unsent");
         }
         if let Some(registration) = &open.registration {
             registration.remove().await?;
         }
         if let Some(directory) = &self.context.directory {
-            super::registration::tell_ends(directory, self.context.id, &ends).await?;
+            super::registration::tell_ends(directory, open.id, &ends).await?;
+        }
+        if waiting && unsent > 0 {
+            return Err(DriverError::Unsent { messages: unsent });
         }
         Ok(())
     }
 }
 
-async fn open_journal(folder: &Path, id: Uuid, epoch: u64) -> Result<Journal, DriverError> {
+pub(super) async fn open_journal(
+    folder: &Path,
+    id: Uuid,
+    epoch: u64,
+) -> Result<Journal, DriverError> {
     let path = folder.to_owned();
     let opening = tokio::task::spawn_blocking(move || Journal::open(&path, id, epoch)).await;
     let journal = opening.map_err(std::io::Error::other).and_then(|journal| journal);
@@ -430,7 +445,7 @@ impl Publisher for SocketPublisher {
     }
 
     fn id(&self) -> Uuid {
-        self.context.id
+        self.identity.of(&self.context)
     }
 
     fn endpoint(&self) -> Option<Endpoint> {
@@ -579,10 +594,10 @@ fn ticks() -> Interval {
 const SEND_HWM: usize = 1000;
 
 /// How long a publisher goes on sending when it is closed.
-const LINGER: Duration = Duration::from_secs(5);
+pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 /// How long it takes at most until the loss of a stream's last events can be known.
-const CHANGES: Duration = Duration::from_millis(500);
+pub(super) const CHANGES: Duration = Duration::from_millis(500);
 
 /// Subscribers that come within this time are greeted together.
 const TOGETHER: Duration = Duration::from_millis(20);

@@ -11,7 +11,6 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use super::DriverContext;
 use super::codec::{End, Position};
 use super::config::DriverOptions;
 use super::directory::{Directory, DirectoryError, PublisherRow, TABLE};
@@ -27,13 +26,16 @@ pub(crate) struct Registration {
 
 impl Registration {
     /// Writes the row, now or, if the directory cannot be reached, as soon as it can.
-    pub(crate) async fn start(directory: Arc<dyn Directory>, context: &DriverContext) -> Self {
-        let id = context.id();
-        let options = context.options();
+    pub(crate) async fn start(
+        directory: Arc<dyn Directory>,
+        options: &DriverOptions,
+        id: Uuid,
+        port: u16,
+    ) -> Self {
         let row = Row {
             directory: directory.clone(),
             id,
-            uri: public_uri(options),
+            uri: public_uri(options, port),
             options: options.clone(),
         };
         let active = Arc::new(Notify::new());
@@ -113,14 +115,14 @@ const RETRY: Duration = Duration::from_secs(2);
 
 /// Where others reach the publisher: the address it binds, or the management address if that one says
 /// nothing to them.
-pub(crate) fn public_uri(options: &DriverOptions) -> String {
+pub(crate) fn public_uri(options: &DriverOptions, port: u16) -> String {
     let bound = options.publisher_bind_address.as_str();
     let address = if matches!(bound, "*" | "0.0.0.0" | "::" | "127.0.0.1") {
         options.management_ip.as_str()
     } else {
         bound
     };
-    let (transport, port) = (&options.publisher_transport, options.publisher_port);
+    let transport = &options.publisher_transport;
     if address.contains(':') && !address.starts_with('[') {
         format!("{transport}://[{address}]:{port}")
     } else {
@@ -239,11 +241,11 @@ mod tests {
     fn a_wildcard_is_reached_by_the_management_address() {
         let mut options = DriverOptions::for_role(Role::NeutronServer);
         options.management_ip = "192.0.2.7".to_owned();
-        assert_eq!(public_uri(&options), "tcp://192.0.2.7:8866");
+        assert_eq!(public_uri(&options, 8866), "tcp://192.0.2.7:8866");
         options.publisher_bind_address = "192.0.2.9".to_owned();
-        assert_eq!(public_uri(&options), "tcp://192.0.2.9:8866");
+        assert_eq!(public_uri(&options, 8866), "tcp://192.0.2.9:8866");
         options.publisher_bind_address = "::1".to_owned();
-        assert_eq!(public_uri(&options), "tcp://[::1]:8866");
+        assert_eq!(public_uri(&options, 8866), "tcp://[::1]:8866");
     }
 
     #[test]

@@ -190,7 +190,7 @@ impl PublisherService {
                 TableMonitor::new(table, directory.clone(), self.publisher.clone() as Arc<_>);
             monitors.push(AbortOnDropHandle::new(tokio::spawn(monitor.run(period))));
         }
-        let (directory, own) = (directory.clone(), self.context.id());
+        let (directory, own) = (directory.clone(), self.publisher.id());
         let stale_after = options.publisher_timeout;
         monitors.push(AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
@@ -297,6 +297,12 @@ impl Forwarder {
     async fn run(mut self) {
         let mut queue = VecDeque::with_capacity(BATCH);
         let mut monitor = self.pull.monitor();
+        // the subscribers of the service before this one are on their way back: what is sent on
+        // before they are here is lost to them
+        tokio::select! {
+            () = self.stopping.cancelled() => {}
+            () = sleep(SETTLING) => {}
+        }
         loop {
             let abandoned = self.processes.next_abandoned();
             let expired = async {
@@ -453,6 +459,10 @@ const RECV_HWM: usize = 4000;
 
 /// How long processes are waited for at the end.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a service waits before it sends on: twice the time after which subscribers connect
+/// again. Processes keep their events meanwhile.
+const SETTLING: Duration = Duration::from_millis(200);
 
 /// Tables are not looked at more often than that.
 const SHORTEST_PERIOD: Duration = Duration::from_millis(50);

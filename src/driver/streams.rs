@@ -119,22 +119,24 @@ impl Streams {
             };
             let Some(stream) = self.streams.get_mut(at) else { continue };
             stream.last = stream.last.max(said.last);
-            if stream.end != End::Final {
+            // what another announcer has left is what this one has
+            if stream.end != End::Final && said.end != End::Left {
                 stream.end = said.end;
             }
             self.mark(at);
         }
     }
 
-    /// Every own stream ends where it is.
+    /// Every own stream ends where it is; those of others may go on elsewhere.
     pub(crate) fn finish(&mut self) {
         for at in 0..self.streams.len() {
-            if let Some(stream) = self.streams.get_mut(at)
-                && stream.key.publisher == self.announcer
-            {
+            let Some(stream) = self.streams.get_mut(at) else { continue };
+            if stream.key.publisher == self.announcer {
                 stream.end = End::Final;
-                self.mark(at);
+            } else if stream.end == End::Open {
+                stream.end = End::Left;
             }
+            self.mark(at);
         }
     }
 
@@ -368,8 +370,12 @@ mod tests {
         assert!(streams.changes().is_empty());
         streams.say_again(&changes[0].1);
         assert_eq!(streams.changes(), changes);
+        streams.passes(&origin(8, 1), b"a");
+        streams.changes();
         streams.finish();
-        assert_eq!(said(&streams.changes()[0].1), [(7, 1, 1, true)]);
+        let ends = streams.changes().remove(0).1.positions;
+        let ends: Vec<_> = ends.iter().map(|end| (end.publisher.as_u128(), end.end)).collect();
+        assert_eq!(ends, [(7, End::Final), (8, End::Left)]);
     }
 
     #[test]

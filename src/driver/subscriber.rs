@@ -72,17 +72,17 @@ struct Running {
 
 /// What the task and the methods share.
 #[derive(Debug, Default)]
-struct Shared {
-    queue: Arc<Queue>,
+pub(super) struct Shared {
+    pub(super) queue: Arc<Queue>,
     tracking: Mutex<Tracking>,
     /// Told when a publisher has said where its streams are.
     told: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Tracking {
-    tracker: Tracker,
-    stats: SubscriberStats,
+pub(super) struct Tracking {
+    pub(super) tracker: Tracker,
+    pub(super) stats: SubscriberStats,
 }
 
 #[derive(Debug, Clone)]
@@ -387,12 +387,12 @@ impl Subscriber for SocketSubscriber {
 }
 
 impl Shared {
-    fn tracking(&self) -> MutexGuard<'_, Tracking> {
+    pub(super) fn tracking(&self) -> MutexGuard<'_, Tracking> {
         self.tracking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands events over, counted.
-    fn tell(&self, mut events: Vec<SubscriberEvent>) {
+    pub(super) fn tell(&self, mut events: Vec<SubscriberEvent>) {
         self.tracking().stats.count(&events);
         self.queue.push_all(&mut events);
     }
@@ -483,9 +483,10 @@ impl Receiving {
                 received = receive(&mut self.socket, &queue) => {
                     let Ok(message) = received else { break };
                     self.take(&message);
-                    for _ in 1..BATCH {
-                        let Ok(message) = self.socket.try_recv() else { break };
+                    let mut taken = 1;
+                    while taken < BATCH && let Ok(message) = self.socket.try_recv() {
                         self.take(&message);
+                        taken += 1;
                     }
                 }
             }
@@ -599,7 +600,7 @@ async fn receive(socket: &mut Socket, queue: &Queue) -> Result<Message, RecvErro
     socket.recv().await
 }
 
-fn as_event(update: Update) -> SubscriberEvent {
+pub(super) fn as_event(update: Update) -> SubscriberEvent {
     if update.action == Some(Action::Sync) {
         return SubscriberEvent::Sync(Sync { missing: None, cause: SyncCause::Announced });
     }

@@ -47,6 +47,8 @@ struct Stream {
     is_final: bool,
     /// It was said that its end is not known.
     end_unknown: bool,
+    /// Who announced it has closed in good order: nothing of it was lost there.
+    left: bool,
 }
 
 /// What is known of an endpoint, over all its connections.
@@ -159,8 +161,11 @@ impl Tracker {
         while self.left.len() > KEPT_CONNECTIONS {
             self.left.pop_front();
         }
-        let Some(link) = self.links.remove(endpoint) else { return Vec::new() };
-        if link.connection.is_some() || !link.broken {
+        let Some(link) = self.links.get_mut(endpoint) else { return Vec::new() };
+        // what it owes is kept: it may be followed again, and is then asked for what it sent meanwhile
+        let was_away = link.connection.take().is_none() && link.broken;
+        link.broken = true;
+        if !was_away {
             return Vec::new();
         }
         if !link.announces {
@@ -169,7 +174,7 @@ impl Tracker {
         let mut ended = Vec::new();
         for (publisher, lives) in &mut self.publishers {
             for life in lives.iter_mut().filter(|life| life.by.as_ref() == Some(endpoint)) {
-                life.end(*publisher, &mut ended);
+                life.end(*publisher, &mut ended, |stream| !stream.left);
             }
         }
         ended
@@ -218,7 +223,7 @@ impl Tracker {
             return Verdict::Late;
         }
         let last_missing = if readable { sequence - 1 } else { sequence };
-        stream.end_unknown = false;
+        (stream.end_unknown, stream.left) = (false, false);
         let from = std::mem::replace(&mut stream.next, sequence.saturating_add(1));
         if last_missing >= from {
             let cause = if readable { SyncCause::Gap } else { SyncCause::Undecodable };
@@ -287,8 +292,10 @@ impl Tracker {
             let from = std::mem::replace(&mut stream.next, last.saturating_add(1));
             missing.push(gap(*publisher, *epoch, topic, from, *last, SyncCause::Gap));
         }
-        if *end == End::Abandoned {
-            missing.extend(stream.end_unknown(*publisher, *epoch, topic));
+        match end {
+            End::Abandoned => missing.extend(stream.end_unknown(*publisher, *epoch, topic)),
+            End::Left => stream.left = true,
+            End::Open | End::Final => {}
         }
     }
 
@@ -312,7 +319,7 @@ impl Tracker {
     fn end_earlier_lives(&mut self, publisher: Uuid, epoch: u64, missing: &mut Vec<Sync>) {
         let Some(lives) = self.publishers.get_mut(&publisher) else { return };
         for life in lives.iter_mut().filter(|life| life.epoch < epoch) {
-            life.end(publisher, missing);
+            life.end(publisher, missing, |_| true);
         }
         // of the earlier ones only the latest are kept, for what may still be said of them
         while lives.len() > KEPT_LIVES {
@@ -379,8 +386,13 @@ impl Tracker {
 }
 
 impl Life {
-    fn end(&mut self, publisher: Uuid, missing: &mut Vec<Sync>) {
-        for (topic, stream) in &mut self.streams {
+    fn end(
+        &mut self,
+        publisher: Uuid,
+        missing: &mut Vec<Sync>,
+        concerned: impl Fn(&Stream) -> bool,
+    ) {
+        for (topic, stream) in self.streams.iter_mut().filter(|(_, stream)| concerned(stream)) {
             missing.extend(stream.end_unknown(publisher, self.epoch, topic));
         }
     }
@@ -629,6 +641,23 @@ mod tests {
         run.disconnect();
         run.syncs = run.tracker.removed(&endpoint());
         assert_eq!(run.missing(), [(7, 1, 2, None)]);
+    }
+
+    #[test]
+    fn an_endpoint_that_closed_in_good_order_and_is_followed_again_owes_what_it_sent_meanwhile() {
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        run.event(7, 1, 1);
+        run.said(1, false, vec![Position { end: End::Left, ..at(7, 1, 1, 2, false) }]);
+        assert_eq!(run.missing(), [(7, 1, 2, Some(2))]);
+        run.disconnect();
+        assert_eq!(run.tracker.removed(&endpoint()), []);
+        run.connect(true);
+        run.said(2, true, vec![at(7, 1, 3, 5, false), at(8, 1, 1, 2, false)]);
+        let mut missing = run.missing();
+        missing.sort_unstable();
+        assert_eq!(missing, [(7, 1, 3, Some(5)), (8, 1, 1, Some(2))]);
     }
 
     #[test]

@@ -4,5 +4,6 @@ mod books;
 mod drivers;
 mod multiproc;
 mod network;
+mod roles;
 mod service;
 mod side;

@@ -163,6 +163,14 @@ impl Dragonwire {
         Ended { status: status.code(), output: rest(&self.output), errors: rest(&self.errors) }
     }
 
+    /// Waits for its end by a signal that it cannot catch.
+    #[track_caller]
+    pub(crate) fn wait_killed(&mut self) {
+        let status = self.exited.recv_timeout(DEADLINE).unwrap();
+        self.running = false;
+        assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{:?}", self.said());
+    }
+
     /// Ends its standard input and waits for its end, which must be a good one.
     #[track_caller]
     pub(crate) fn finish(&mut self) -> Ended {

@@ -6,4 +6,5 @@ mod endings;
 mod exchange;
 mod formats;
 mod harness;
+mod pipeline;
 mod pressure;

@@ -82,6 +82,8 @@ pub enum End {
     Final = 1,
     /// The publisher went without a word: how far it came is not known.
     Abandoned = 2,
+    /// The announcer closes: all that it was sent has been sent on, and the stream may go on by another.
+    Left = 3,
 }
 impl End {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -93,6 +95,7 @@ impl End {
             Self::Open => "OPEN",
             Self::Final => "FINAL",
             Self::Abandoned => "ABANDONED",
+            Self::Left => "LEFT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -101,6 +104,7 @@ impl End {
             "OPEN" => Some(Self::Open),
             "FINAL" => Some(Self::Final),
             "ABANDONED" => Some(Self::Abandoned),
+            "LEFT" => Some(Self::Left),
             _ => None,
         }
     }

@@ -149,6 +149,9 @@ pub enum End {
     Final,
     /// The publisher went without a word: how far it came is not known.
     Abandoned,
+    /// The announcer closes: all that it was sent has been sent on, and the stream may go on by
+    /// another.
+    Left,
 }
 
 impl Positions {
@@ -357,14 +360,14 @@ mod tests {
 
     fn positions() -> impl Strategy<Value = Positions> {
         let octets = || vec(any::<u8>(), 0..40).prop_map(Bytes::from);
-        let position = (origins(), octets(), any::<u64>(), 0..3_usize).prop_map(
+        let position = (origins(), octets(), any::<u64>(), 0..4_usize).prop_map(
             |(Origin { publisher, epoch, sequence }, topic, more, end)| Position {
                 publisher: publisher.to_owned(),
                 epoch,
                 topic,
                 first: sequence,
                 last: (sequence - 1).saturating_add(more),
-                end: [End::Open, End::Final, End::Abandoned][end],
+                end: [End::Open, End::Final, End::Abandoned, End::Left][end],
             },
         );
         (any::<u128>(), any::<u64>(), option::of(octets()), vec(position, 0..5)).prop_map(

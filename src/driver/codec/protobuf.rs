@@ -238,6 +238,7 @@ pub(super) fn encode_positions(positions: &Positions) -> Vec<u8> {
                     End::Open => wire::End::Open,
                     End::Final => wire::End::Final,
                     End::Abandoned => wire::End::Abandoned,
+                    End::Left => wire::End::Left,
                 }
                 .into(),
             })
@@ -268,6 +269,7 @@ pub(super) fn decode_positions(body: &[u8]) -> Result<Positions, String> {
             wire::End::Open => End::Open,
             wire::End::Final => End::Final,
             wire::End::Abandoned => End::Abandoned,
+            wire::End::Left => End::Left,
         };
         Ok(Position {
             publisher: uuid_from(&position.publisher, "publisher")?,

@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
+use super::follow::{News, Place, Step, step};
 use super::protocol::wire::{self, reply::Outcome, request::Action};
 use super::protocol::{
     CHANGES, MAX_REPLY, MAX_REQUEST, REPLIES, REVISIONS, changes_endpoint, reply_topic,
@@ -26,6 +27,7 @@ use super::queue::{Feed, Intake, Taken, queue};
 use super::{Change, Directory, DirectoryError, Rows};
 use crate::endpoint::Endpoint;
 use crate::endpoints::{EndpointState, EndpointStates};
+use crate::error::Error;
 use crate::message::Message;
 use crate::push_socket::PushSocket;
 use crate::sub_socket::{SubHandle, SubSocket};
@@ -97,21 +99,6 @@ struct Followed {
     feed: Feed<News>,
     /// Where the table was last told to be.
     newest: Option<Place>,
-}
-
-/// What the server publishes about a table.
-#[derive(Debug, Clone)]
-enum News {
-    Changed(wire::Change),
-    /// The table is there.
-    At(Place),
-}
-
-/// A table at a revision.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
-    epoch: u64,
-    revision: u64,
 }
 
 impl EmbeddedDirectory {
@@ -249,7 +236,7 @@ impl Inner {
         })
     }
 
-    async fn begin(&self) -> Result<Arc<Link>, crate::Error> {
+    async fn begin(&self) -> Result<Arc<Link>, Error> {
         // nothing is queued for a server that is not there: its time may be over when it comes
         let push = PushSocket::with_options(socket_options().immediate(true))?;
         let options = socket_options().max_message_size(Some(MAX_REPLY)).recv_hwm_bytes(0);
@@ -566,40 +553,6 @@ impl Follower {
     }
 }
 
-/// What a piece of news means to somebody who has a table as it was at a place.
-#[derive(Debug, PartialEq, Eq)]
-enum Step {
-    /// Nothing new.
-    Known,
-    /// The next change.
-    Next(Place, Change),
-    /// Something is missing: the table has to be listed.
-    Gap,
-}
-
-fn step(place: Place, news: News) -> Step {
-    match news {
-        News::Changed(change) if change.epoch != place.epoch => Step::Gap,
-        News::Changed(change) if change.revision <= place.revision => Step::Known,
-        News::Changed(change) if change.previous != place.revision => Step::Gap,
-        News::Changed(wire::Change { epoch, revision, key, value, .. }) => {
-            let change = match value {
-                Some(value) => Change::Set { key, value },
-                None => Change::Deleted { key },
-            };
-            Step::Next(Place { epoch, revision }, change)
-        }
-        News::At(now) if now == place => Step::Known,
-        // an older one is from before the list; 0 may be a table that was emptied and forgotten
-        News::At(Place { epoch, revision })
-            if epoch == place.epoch && revision < place.revision && revision > 0 =>
-        {
-            Step::Known
-        }
-        News::At(_) => Step::Gap,
-    }
-}
-
 /// Resolves with what a state of the link gives, once it gives something.
 async fn when<T>(
     state: &watch::Receiver<LinkState>,
@@ -625,40 +578,3 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 const DEADLINE: Duration = Duration::from_secs(5);
 /// After this a request is sent again.
 const REPEAT: Duration = Duration::from_secs(1);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PLACE: Place = Place { epoch: 1, revision: 5 };
-
-    fn changed(epoch: u64, previous: u64, revision: u64) -> News {
-        let (table, key) = ("t".to_owned(), "k".to_owned());
-        News::Changed(wire::Change { epoch, table, previous, revision, key, value: None })
-    }
-
-    #[test]
-    fn the_next_change_is_told() {
-        let told = Change::Deleted { key: "k".to_owned() };
-        let place = Place { epoch: 1, revision: 8 };
-        assert_eq!(step(PLACE, changed(1, 5, 8)), Step::Next(place, told));
-    }
-
-    #[test]
-    fn what_is_in_the_list_already_is_not_told() {
-        assert_eq!(step(PLACE, changed(1, 3, 5)), Step::Known);
-        assert_eq!(step(PLACE, changed(1, 0, 3)), Step::Known);
-        assert_eq!(step(PLACE, News::At(PLACE)), Step::Known);
-        assert_eq!(step(PLACE, News::At(Place { epoch: 1, revision: 3 })), Step::Known);
-    }
-
-    #[test]
-    fn what_is_missing_is_noticed() {
-        assert_eq!(step(PLACE, changed(1, 6, 8)), Step::Gap);
-        assert_eq!(step(PLACE, changed(2, 5, 8)), Step::Gap);
-        assert_eq!(step(PLACE, changed(2, 0, 1)), Step::Gap);
-        assert_eq!(step(PLACE, News::At(Place { epoch: 1, revision: 8 })), Step::Gap);
-        assert_eq!(step(PLACE, News::At(Place { epoch: 2, revision: 5 })), Step::Gap);
-        assert_eq!(step(PLACE, News::At(Place { epoch: 1, revision: 0 })), Step::Gap);
-    }
-}

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::views::Views;
 use super::{Change, Directory, DirectoryError, Rows};
 
 /// Several directories as one that goes on while any of them does.
@@ -29,7 +30,7 @@ use super::{Change, Directory, DirectoryError, Rows};
 /// that is lost, and then another that can be reached: [`Change::All`] comes in between.
 pub struct FailoverDirectory {
     shared: Arc<Shared>,
-    _stop_when_dropped: DropGuard,
+    stop_when_dropped: Arc<DropGuard>,
 }
 
 struct Shared {
@@ -90,7 +91,7 @@ impl FailoverDirectory {
             news: watch::Sender::new(()),
             stop: stop.clone(),
         };
-        Self { shared: Arc::new(shared), _stop_when_dropped: stop.drop_guard() }
+        Self { shared: Arc::new(shared), stop_when_dropped: Arc::new(stop.drop_guard()) }
     }
 
     fn check_open(&self) -> Result<(), DirectoryError> {
@@ -215,6 +216,7 @@ impl Directory for FailoverDirectory {
             changes: stream::select_all(streams),
             views: Views::new(self.shared.directories.len()),
             stop: self.shared.stop.clone(),
+            _stop_when_dropped: self.stop_when_dropped.clone(),
         };
         let changes = stream::unfold(follower, |mut follower| async {
             let change = follower.next().await?;
@@ -293,22 +295,28 @@ impl State {
     /// What came of a write, if that is known.
     fn outcome(&self, waiter: &Waiter<'_>, every: bool) -> Option<Result<bool, DirectoryError>> {
         let own = self.own.get(&waiter.name)?;
-        let (mut existed, mut open, mut to_be_tried) = (None, false, false);
-        let mut failure = unreachable("none is named".to_owned());
+        let (mut existed, mut refused, mut fault) = (None, None, None);
+        let (mut open, mut to_be_tried) = (false, false);
         for (outcome, away) in own.outcomes.iter().zip(&self.away) {
             match (outcome, away) {
                 (Some((write, Ok(had))), _) if *write >= waiter.write => {
                     existed = Some(existed.unwrap_or(false) || *had);
                 }
-                (Some((write, Err(error))), _) if *write >= waiter.write => failure = error.clone(),
+                (Some((write, Err(error))), _) if *write >= waiter.write => {
+                    refused = Some(error.clone());
+                }
                 (_, None) => open = true,
-                (_, Some(away)) if away.writes >= waiter.write => failure = away.error.clone(),
+                (_, Some(away)) if away.writes >= waiter.write => fault = Some(away.error.clone()),
                 (_, Some(_)) => to_be_tried = true,
             }
         }
-        match existed {
-            Some(existed) if existed || !every || !open => Some(Ok(existed)),
-            None if !open && !to_be_tried => Some(Err(failure)),
+        match (existed, refused) {
+            (Some(existed), _) if existed || !every || !open => Some(Ok(existed)),
+            // those that are away are waited for only if nobody else can say anything
+            (None, Some(refused)) if !open => Some(Err(refused)),
+            (None, None) if !open && !to_be_tried => {
+                Some(Err(fault.unwrap_or_else(|| unreachable("none is named".to_owned()))))
+            }
             _ => None,
         }
     }
@@ -503,6 +511,7 @@ struct Follower {
     changes: SelectAll<BoxStream<'static, (usize, Change)>>,
     views: Views,
     stop: CancellationToken,
+    _stop_when_dropped: Arc<DropGuard>,
 }
 
 impl Follower {
@@ -524,69 +533,6 @@ impl Follower {
     }
 }
 
-/// A table as each directory has it, and which of them is followed.
-#[derive(Debug)]
-struct Views {
-    views: Vec<View>,
-    followed: Option<usize>,
-    /// [`Change::Lost`] was told and nothing since.
-    lost: bool,
-}
-
-#[derive(Debug)]
-enum View {
-    Unknown,
-    Lost,
-    Here(Rows),
-}
-
-impl Views {
-    fn new(count: usize) -> Self {
-        let views = (0..count).map(|_| View::Unknown).collect();
-        Self { views, followed: None, lost: false }
-    }
-
-    /// What a change in one directory is for the table as a whole.
-    fn take(&mut self, index: usize, change: Change) -> Option<Change> {
-        let view = self.views.get_mut(index)?;
-        let mut fault = None;
-        match (&change, &mut *view) {
-            (Change::All(rows), _) => *view = View::Here(rows.clone()),
-            (Change::Set { key, value }, View::Here(rows)) => {
-                rows.insert(key.clone(), value.clone());
-            }
-            (Change::Deleted { key }, View::Here(rows)) => {
-                rows.remove(key);
-            }
-            (Change::Lost { reason }, _) => {
-                *view = View::Lost;
-                fault = Some(reason.clone());
-            }
-            // no directory tells changes of what it has not told
-            (Change::Set { .. } | Change::Deleted { .. }, _) => return None,
-        }
-        match (self.followed, fault) {
-            (Some(followed), None) => (followed == index).then_some(change),
-            (Some(followed), Some(_)) if followed != index => None,
-            (_, fault) => self.move_on(fault.unwrap_or_default()),
-        }
-    }
-
-    /// Follows the first directory that is there.
-    fn move_on(&mut self, fault: String) -> Option<Change> {
-        self.followed = None;
-        for (index, view) in self.views.iter().enumerate() {
-            if let View::Here(rows) = view {
-                (self.followed, self.lost) = (Some(index), false);
-                return Some(Change::All(rows.clone()));
-            }
-        }
-        let all_lost = self.views.iter().all(|view| matches!(view, View::Lost));
-        let told = !all_lost || std::mem::replace(&mut self.lost, true);
-        (!told).then_some(Change::Lost { reason: fault })
-    }
-}
-
 fn unreachable(reason: String) -> DirectoryError {
     DirectoryError::Unreachable { at: "one of several addresses".to_owned(), reason }
 }
@@ -597,50 +543,3 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a directory that could not be reached is not the first to be asked.
 const AWAY: Duration = Duration::from_secs(5);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn rows(keys: &[&str]) -> Rows {
-        keys.iter().map(|key| ((*key).to_owned(), String::new())).collect()
-    }
-
-    fn all(keys: &[&str]) -> Change {
-        Change::All(rows(keys))
-    }
-
-    fn deleted(key: &str) -> Change {
-        Change::Deleted { key: key.to_owned() }
-    }
-
-    fn lost() -> Change {
-        Change::Lost { reason: "gone".to_owned() }
-    }
-
-    #[test]
-    fn one_directory_is_followed_until_it_is_lost() {
-        let mut views = Views::new(2);
-        assert_eq!(views.take(1, all(&["a", "b"])), Some(all(&["a", "b"])));
-        assert_eq!(views.take(0, all(&["a", "b", "c"])), None);
-        assert_eq!(views.take(0, deleted("c")), None);
-        assert_eq!(views.take(1, deleted("b")), Some(deleted("b")));
-        assert_eq!(views.take(0, deleted("a")), None);
-        // with what the other has told meanwhile
-        assert_eq!(views.take(1, lost()), Some(all(&["b"])));
-        assert_eq!(views.take(1, all(&["x"])), None);
-        assert_eq!(views.take(0, deleted("b")), Some(deleted("b")));
-    }
-
-    #[test]
-    fn the_loss_of_all_is_told_once() {
-        let mut views = Views::new(2);
-        assert_eq!(views.take(0, lost()), None);
-        assert_eq!(views.take(1, lost()), Some(lost()));
-        assert_eq!(views.take(0, lost()), None);
-        assert_eq!(views.take(0, all(&["a"])), Some(all(&["a"])));
-        assert_eq!(views.take(0, lost()), Some(lost()));
-        assert_eq!(views.take(1, all(&[])), Some(all(&[])));
-        assert!(Views::new(0).move_on("none".to_owned()).is_some());
-    }
-}

@@ -11,18 +11,24 @@ use futures::stream::BoxStream;
 
 mod embedded;
 mod failover;
+mod follow;
 mod memory;
 mod protocol;
 mod publisher_row;
 mod queue;
+#[cfg(feature = "redis")]
+mod redis;
 mod server;
 mod snapshot;
 mod table;
+mod views;
 
 pub use embedded::EmbeddedDirectory;
 pub use failover::FailoverDirectory;
 pub use memory::MemoryDirectory;
 pub use publisher_row::{PublisherRow, RowError, TABLE, dragonflow_publisher_id, publisher_id};
+#[cfg(feature = "redis")]
+pub use redis::RedisDirectory;
 pub use server::{DirectoryServer, DirectoryServerOptions, DirectoryStats};
 pub use table::Limits;
 

@@ -24,6 +24,7 @@ use super::protocol::{
 use super::snapshot::{Snapshot, encode};
 use super::table::{Changed, Limits, Tables};
 use crate::endpoint::Endpoint;
+use crate::error::Error;
 use crate::message::Message;
 use crate::pub_socket::PubSocket;
 use crate::pull_socket::PullSocket;
@@ -198,7 +199,7 @@ impl DirectoryServer {
 
 /// Binds both sockets; returns the real endpoint of requests.
 async fn listen(requests: &Endpoint) -> Result<(PullSocket, PubSocket, Endpoint), DirectoryError> {
-    let failed = |error: crate::Error| DirectoryError::Listen {
+    let failed = |error: Error| DirectoryError::Listen {
         at: requests.to_string(),
         reason: error.to_string(),
     };
@@ -490,3 +491,77 @@ const MAX_QUEUED: usize = 64 << 20;
 const MAX_SUBSCRIPTIONS: usize = 1 << 20;
 /// Pairs of ports that are tried.
 const PORT_ATTEMPTS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> Server {
+        Server {
+            publisher: PubSocket::new(),
+            tables: Arc::new(Mutex::new(Tables::new(Limits::default()))),
+            snapshot: None,
+            answered: Answered::default(),
+            epoch: 1,
+            stats: Arc::default(),
+        }
+    }
+
+    fn put(id: u64, value: &str) -> Request {
+        let put = wire::Put { table: "t".into(), key: "k".into(), value: value.into() };
+        Request { client: Uuid::nil(), id, action: Action::Put(put) }
+    }
+
+    fn delete(id: u64) -> Request {
+        let delete = wire::Delete { table: "t".into(), key: "k".into() };
+        Request { client: Uuid::nil(), id, action: Action::Delete(delete) }
+    }
+
+    fn done(existed: bool) -> Option<Outcome> {
+        Some(Outcome::Done(wire::Done { existed }))
+    }
+
+    #[test]
+    fn a_late_copy_of_a_write_is_answered_and_not_made_again() {
+        let (mut server, mut changes) = (server(), Vec::new());
+        assert_eq!(server.write(&put(1, "old"), &mut changes), done(false));
+        assert_eq!(server.write(&put(2, "new"), &mut changes), done(true));
+        assert_eq!(server.write(&put(1, "old"), &mut changes), done(false));
+        assert_eq!(lock(&server.tables).get("t", "k"), Some("new"));
+        assert_eq!(server.write(&delete(3), &mut changes), done(true));
+        assert_eq!(server.write(&delete(3), &mut changes), done(true));
+        assert_eq!(server.write(&delete(4), &mut changes), done(false));
+        assert_eq!(changes.len(), 3);
+    }
+
+    #[test]
+    fn only_what_is_not_on_the_disk_is_forgotten() {
+        let (mut server, mut changes) = (server(), Vec::new());
+        server.write(&put(1, "old"), &mut changes);
+        server.answered.settle();
+        server.write(&put(2, "new"), &mut changes);
+        assert!(!server.answered.forget(&put(1, "old")));
+        assert!(server.answered.forget(&put(2, "new")));
+        assert_eq!(server.answered.get(&put(1, "old")), Some(false));
+        assert_eq!(server.answered.get(&put(2, "new")), None);
+        // and not more than a number of the newest
+        for id in 10..10 + MAX_ANSWERED as u64 {
+            server.write(&put(id, "x"), &mut changes);
+            server.answered.settle();
+        }
+        assert_eq!(server.answered.get(&put(1, "old")), None);
+        assert_eq!(server.answered.order.len(), MAX_ANSWERED);
+        assert_eq!(server.answered.writes.len(), MAX_ANSWERED);
+    }
+
+    #[test]
+    fn requests_of_other_versions_are_told_apart_from_garbage() {
+        let request = wire::Request { client: vec![0; 16].into(), id: 1, action: None };
+        let refused = |message: Message| parse(&message).map(|_| ()).unwrap_err();
+        assert_eq!(refused(request.encode_to_vec().into()), "no action that is known here");
+        let request = wire::Request { client: vec![0; 15].into(), ..request };
+        assert_eq!(refused(request.encode_to_vec().into()), "the client's id has not 16 octets");
+        assert_eq!(refused(["a", "b"].into()), "2 frames where there should be one");
+        assert!(!refused("\u{1}garbage".into()).is_empty());
+    }
+}

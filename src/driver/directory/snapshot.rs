@@ -63,11 +63,20 @@ impl Snapshot {
 
     /// Puts encoded tables in the place of what is there. Blocks until the disk has them.
     pub(super) fn replace(&self, octets: &[u8]) -> io::Result<()> {
-        let mut file = File::create(&self.temporary)?;
-        file.write_all(octets)?;
-        file.sync_all()?;
+        let written = self.write_beside(octets);
+        if written.is_err() {
+            // on a full disk it is in the way; that it may stay is no worse than why it is removed
+            drop(fs::remove_file(&self.temporary));
+        }
+        written?;
         fs::rename(&self.temporary, &self.path)?;
         self.folder.sync_all()
+    }
+
+    fn write_beside(&self, octets: &[u8]) -> io::Result<()> {
+        let mut file = File::create(&self.temporary)?;
+        file.write_all(octets)?;
+        file.sync_all()
     }
 }
 
@@ -75,6 +84,7 @@ impl Snapshot {
 /// that two names of one file have one lock.
 fn resolve(path: &Path) -> io::Result<(PathBuf, PathBuf)> {
     let path = match fs::canonicalize(path) {
+        Ok(path) if path.is_dir() => return Err(io::Error::other("it is a folder")),
         Ok(path) => path,
         Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
         Err(error) => return Err(error),
