@@ -89,7 +89,6 @@ async fn settle(publisher: &Arc<dyn Publisher>, subscriber: &Socket) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "closing may not end: the receiving task takes the end of its monitor for an event"]
 async fn a_publisher_of_libzmqs_reaches_our_subscriber() {
     let context = Context::new();
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,7 @@
 //! The driver layer through its public API, over real sockets.
 
+#![cfg(feature = "driver")]
+
 mod books;
 mod drivers;
 mod multiproc;

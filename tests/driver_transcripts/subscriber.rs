@@ -316,7 +316,6 @@ async fn a_subscriber_that_is_closed_ends() {
 
 /// The runtime is left alone afterwards: it would wait for a task that does not end.
 #[test]
-#[ignore = "the receiving task takes the end of its monitor for an event, for ever"]
 fn a_subscriber_that_is_connected_to_nobody_ends_when_it_is_closed() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let closed = runtime.block_on(async {
