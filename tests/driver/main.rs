@@ -4,6 +4,7 @@
 
 mod books;
 mod drivers;
+mod kills;
 mod multiproc;
 mod network;
 mod roles;
