@@ -32,6 +32,7 @@ set_up() {
     component clippy cargo clippy --version
     package cc gcc
     package python3 python3
+    package etcd etcd-server
     # interop/ builds libzmq for its tests
     package g++ g++
     package valgrind valgrind
