@@ -21,12 +21,21 @@ pub(crate) struct Receiver {
     changes: u64,
     sieve: Sieve,
     filters: bool,
+    /// What the run in hand, or the last one, came by.
+    connection: Option<ConnectionId>,
 }
 
 impl Receiver {
     pub(crate) fn new(hub: Arc<Hub>) -> Self {
         let filters = hub.kind() == SocketType::Sub;
-        Self { hub, taken: Taken::nothing(), changes: u64::MAX, sieve: Sieve::default(), filters }
+        Self {
+            hub,
+            taken: Taken::nothing(),
+            changes: u64::MAX,
+            sieve: Sieve::default(),
+            filters,
+            connection: None,
+        }
     }
 
     /// The next message of the run in hand.
@@ -111,6 +120,7 @@ impl Receiver {
         }
         let Self { hub, taken, changes, sieve, .. } = self;
         *taken = ready!(hub.poll_take(taken, sieve, changes, cx))?;
+        self.connection = self.taken.connection;
         budget::note_taken();
         Poll::Ready(Ok(()))
     }
@@ -135,7 +145,7 @@ impl Receiver {
     }
 
     pub(crate) fn last_peer(&self) -> Option<ConnectionId> {
-        self.hub.last_peer().map(|info| info.id)
+        self.connection
     }
 }
 

@@ -1,7 +1,7 @@
 //! Publishers over this crate's sockets: PUB that others connect to (the network driver), and PUSH to
 //! the publisher service of the host (the multi-process driver).
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use futures::future::{BoxFuture, poll_immediate};
 use tokio::runtime::Handle;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
@@ -110,6 +110,65 @@ impl Outlet {
             }
             Self::Push(socket) => socket.try_send(message).is_ok(),
         }
+    }
+}
+
+/// Sends messages of other publishers on as they are, in between this one's own. What they say of
+/// their streams goes into what this one says.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    open: Arc<Open>,
+    numbering: OwnedMutexGuard<Numbering>,
+    relayed: Relayed,
+}
+
+impl Relay {
+    /// Sends a message on, unless it is one that says how far streams have come: of that it tells who
+    /// says so, and in which epoch.
+    pub(crate) fn send(&mut self, message: Message) -> Result<Option<(Uuid, u64)>, DriverError> {
+        let Numbering { streams, lossy, .. } = &mut *self.numbering;
+        let mut frames = message.frames();
+        let (Some(topic), Some(body), None) = (frames.next(), frames.next(), frames.next()) else {
+            self.relayed.malformed += 1;
+            return Ok(None);
+        };
+        let Outlet::Pub(socket) = &self.open.outlet else { return Ok(None) };
+        let unnumbered = match codec::peek_origin(body) {
+            Some(origin) => {
+                if let Passing::Announce(positions) = streams.passes(&origin, topic) {
+                    self.open.outlet.say(&Bytes::copy_from_slice(topic), &positions);
+                }
+                None
+            }
+            None if codec::is_positions(body) => {
+                let Ok(Body::Positions(said)) = codec::decode(body) else {
+                    self.relayed.malformed += 1;
+                    return Ok(None);
+                };
+                streams.heard(&said.positions);
+                return Ok(Some((said.announcer, said.announcer_epoch)));
+            }
+            // its topic may be needed when it is gone
+            None => Some(message.clone()),
+        };
+        let Ok(delivery) = socket.try_send(message) else {
+            return Err(DriverError::Closed { what: "publisher" });
+        };
+        if let Some(message) = unnumbered.filter(|_| delivery.dropped > 0) {
+            lossy.insert(String::from_utf8_lossy(message.topic()).into_owned());
+        }
+        self.relayed.forwarded += 1;
+        self.relayed.dropped += u64::from(delivery.dropped);
+        self.relayed.unheard += u64::from(delivery.matched == 0);
+        Ok(None)
+    }
+
+    /// Tells what became of the messages.
+    pub(crate) fn finish(self) -> Relayed {
+        if let Some(registration) = &self.open.registration {
+            registration.refresh();
+        }
+        self.relayed
     }
 }
 
@@ -304,59 +363,11 @@ impl SocketPublisher {
         Ok(())
     }
 
-    /// Sends messages of other publishers on as they are. What they say of their streams goes into
-    /// what this one says.
-    ///
-    /// # Cancel safety
-    /// Safe: all of `messages` is taken in one step.
-    pub(crate) async fn relay(
-        &self,
-        messages: &mut VecDeque<Message>,
-        relayed: &mut Relayed,
-    ) -> Result<(), DriverError> {
+    /// Begins to send messages of other publishers on.
+    pub(crate) async fn relay(&self) -> Result<Relay, DriverError> {
         let open = self.open().await?;
-        let Outlet::Pub(socket) = &open.outlet else { return Ok(()) };
-        let mut numbering = open.numbering.lock().await;
-        let Numbering { streams, lossy, .. } = &mut *numbering;
-        for message in messages.drain(..) {
-            let mut frames = message.frames();
-            let (Some(topic), Some(body), None) = (frames.next(), frames.next(), frames.next())
-            else {
-                relayed.malformed += 1;
-                continue;
-            };
-            let unnumbered = match codec::peek_origin(body) {
-                Some(origin) => {
-                    if let Passing::Announce(positions) = streams.passes(&origin, topic) {
-                        open.outlet.say(&Bytes::copy_from_slice(topic), &positions);
-                    }
-                    None
-                }
-                None if codec::is_positions(body) => {
-                    match codec::decode(body) {
-                        Ok(Body::Positions(said)) => streams.heard(&said.positions),
-                        _ => relayed.malformed += 1,
-                    }
-                    continue;
-                }
-                // its topic may be needed when it is gone
-                None => Some(message.clone()),
-            };
-            let Ok(delivery) = socket.try_send(message) else {
-                return Err(DriverError::Closed { what: "publisher" });
-            };
-            if let Some(message) = unnumbered.filter(|_| delivery.dropped > 0) {
-                lossy.insert(String::from_utf8_lossy(message.topic()).into_owned());
-            }
-            relayed.forwarded += 1;
-            relayed.dropped += u64::from(delivery.dropped);
-            relayed.unheard += u64::from(delivery.matched == 0);
-        }
-        drop(numbering);
-        if let Some(registration) = &open.registration {
-            registration.refresh();
-        }
-        Ok(())
+        let numbering = open.numbering.clone().lock_owned().await;
+        Ok(Relay { open, numbering, relayed: Relayed::default() })
     }
 
     /// Another publisher went without a word.

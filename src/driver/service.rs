@@ -1,7 +1,7 @@
 //! The publisher service of a host: takes events of its processes from a Unix socket and publishes
 //! them on the network, so that the host has one publisher for its subscribers to connect to.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use super::codec::{self, Body};
 use super::drivers::network_endpoint;
 use super::error::DriverError;
 use super::publisher::{Kind, Relayed, SocketPublisher};
@@ -295,7 +294,6 @@ struct Forwarder {
 
 impl Forwarder {
     async fn run(mut self) {
-        let mut queue = VecDeque::with_capacity(BATCH);
         let mut monitor = self.pull.monitor();
         // the subscribers of the service before this one are on their way back: what is sent on
         // before they are here is lost to them
@@ -321,43 +319,25 @@ impl Forwarder {
                 }
                 received = self.pull.recv() => {
                     let Ok(message) = received else { break };
-                    self.take(message, &mut queue);
-                    if !self.relay(&mut queue).await {
+                    if !self.relay(message).await {
                         break;
                     }
                 }
             }
         }
         self.stopping.cancel();
-        self.drain(&mut monitor, &mut queue).await;
-    }
-
-    /// Takes a message and those that are there behind it.
-    fn take(&mut self, message: Message, queue: &mut VecDeque<Message>) {
-        let mut next = Some(message);
-        while let Some(message) = next {
-            if let Some(body) = message.frame(1)
-                && codec::is_positions(body)
-                && let Ok(Body::Positions(said)) = codec::decode(body)
-                && let Some(connection) = self.pull.last_peer()
-            {
-                self.processes.said(connection, (said.announcer, said.announcer_epoch));
-            }
-            queue.push_back(message);
-            next = if queue.len() < BATCH { self.pull.try_recv().ok() } else { None };
-        }
+        self.drain(&mut monitor).await;
     }
 
     /// What processes have handed to their kernels comes in while their connections are closed.
-    async fn drain(&mut self, monitor: &mut Monitor, queue: &mut VecDeque<Message>) {
+    async fn drain(&mut self, monitor: &mut Monitor) {
         // goes on in the background
         let _ = poll_immediate(self.pull.unbind(self.local.clone())).await;
         let given_up = sleep(PATIENCE);
         tokio::pin!(given_up);
         loop {
             while let Ok(message) = self.pull.try_recv() {
-                self.take(message, queue);
-                if !self.relay(queue).await {
+                if !self.relay(message).await {
                     break;
                 }
             }
@@ -372,8 +352,7 @@ impl Forwarder {
                 event = monitor.recv() => self.note(event),
                 received = self.pull.recv() => {
                     let Ok(message) = received else { break };
-                    self.take(message, queue);
-                    if !self.relay(queue).await {
+                    if !self.relay(message).await {
                         break;
                     }
                 }
@@ -382,19 +361,36 @@ impl Forwarder {
         self.pull.close().await;
     }
 
-    async fn relay(&self, queue: &mut VecDeque<Message>) -> bool {
-        self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner).received +=
-            queue.len() as u64;
-        let mut relayed = Relayed::default();
-        let done = self.publisher.relay(queue, &mut relayed).await;
+    /// Sends a message on, and those that are there behind it. Tells whether it can go on.
+    async fn relay(&mut self, first: Message) -> bool {
+        let Ok(mut relay) = self.publisher.relay().await else { return false };
+        let (mut next, mut received) = (Some(first), 0);
+        let mut goes_on = true;
+        while let Some(message) = next {
+            received += 1;
+            match relay.send(message) {
+                Ok(None) => {}
+                Ok(Some(life)) => {
+                    if let Some(connection) = self.pull.last_peer() {
+                        self.processes.said(connection, life);
+                    }
+                }
+                Err(_) => {
+                    goes_on = false;
+                    break;
+                }
+            }
+            next = if received < BATCH { self.pull.try_recv().ok() } else { None };
+        }
+        let relayed = relay.finish();
+        self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner).received += received;
+        *self.shared.relayed.lock().unwrap_or_else(PoisonError::into_inner) += relayed;
         if relayed.malformed > 0 {
             tracing::warn!(messages = relayed.malformed, "a process sent what is no event");
             // it may have been one for anybody
             let _ = self.publisher.send_event(&Update::sync(SEND_ALL_TOPIC), None).await;
         }
-        let mut sum = self.shared.relayed.lock().unwrap_or_else(PoisonError::into_inner);
-        *sum += relayed;
-        done.is_ok()
+        goes_on
     }
 
     fn note(&mut self, event: Option<Event>) {
@@ -452,7 +448,7 @@ impl Processes {
 const GRACE: Duration = Duration::from_secs(2);
 
 /// Messages that are sent on in one go.
-const BATCH: usize = 1000;
+const BATCH: u64 = 1000;
 
 /// Messages that may wait for the forwarder, of each process.
 const RECV_HWM: usize = 4000;

@@ -2,6 +2,7 @@
 //! PULL that processes of the host push to (the multi-process driver).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
@@ -236,6 +237,7 @@ impl SocketSubscriber {
             shared: self.shared.clone(),
             context: self.context.clone(),
             told: Vec::new(),
+            complaints: Complaints::default(),
         };
         let addresses = self.run(receiving, &handle)?;
         if let SocketHandle::Sub(socket) = handle {
@@ -458,6 +460,30 @@ struct Receiving {
     context: Arc<DriverContext>,
     /// Events to be handed over.
     told: Vec<SubscriberEvent>,
+    complaints: Complaints,
+}
+
+/// Lines for the log about messages that cannot be read: not one for each, should a peer send nothing
+/// else.
+#[derive(Debug, Default)]
+struct Complaints {
+    last: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Complaints {
+    fn say(&mut self, by: Option<ConnectionId>, topic: &[u8], reason: &str) {
+        let now = Instant::now();
+        if self.last.is_some_and(|last| now.duration_since(last) < BETWEEN_COMPLAINTS) {
+            self.unsaid += 1;
+            return;
+        }
+        self.last = Some(now);
+        let before = std::mem::take(&mut self.unsaid);
+        let peer = by.map_or_else(|| "a peer".to_owned(), |by| by.to_string());
+        let topic = String::from_utf8_lossy(topic);
+        tracing::warn!(%peer, %topic, reason, unsaid = before, "an event cannot be read");
+    }
 }
 
 impl Receiving {
@@ -477,20 +503,16 @@ impl Receiving {
                 () = &mut ended => break,
                 event = self.monitor.recv() => {
                     if let Some(event) = event {
-                        self.note(event);
+                        let shared = self.shared.clone();
+                        self.note(&mut shared.tracking(), event);
+                        self.hand_over(shared.tracking());
                     }
                 }
                 received = receive(&mut self.socket, &queue) => {
                     let Ok(message) = received else { break };
-                    self.take(&message);
-                    let mut taken = 1;
-                    while taken < BATCH && let Ok(message) = self.socket.try_recv() {
-                        self.take(&message);
-                        taken += 1;
-                    }
+                    self.take_batch(message);
                 }
             }
-            self.hand_over();
         }
         queue.close();
         // processes see it go, and keep what they send from then on
@@ -499,60 +521,70 @@ impl Receiving {
         }
     }
 
-    fn hand_over(&mut self) {
+    /// Counts what was told and hands it over.
+    fn hand_over(&mut self, mut tracking: MutexGuard<'_, Tracking>) {
         if !self.told.is_empty() {
-            self.shared.tracking().stats.count(&self.told);
+            tracking.stats.count(&self.told);
+            drop(tracking);
             self.shared.queue.push_all(&mut self.told);
         }
     }
 
-    fn note(&mut self, event: Event) {
+    fn note(&mut self, tracking: &mut Tracking, event: Event) {
         match event {
-            Event::HandshakeSucceeded { peer } => self.connected(&peer),
-            Event::Disconnected { peer, .. } => {
-                self.shared.tracking().tracker.disconnected(peer.id);
-            }
+            Event::HandshakeSucceeded { peer } => self.connected(tracking, &peer),
+            Event::Disconnected { peer, .. } => tracking.tracker.disconnected(peer.id),
             Event::Missed { .. } => {
                 let peers = self.socket.stats().peers;
                 for peer in peers.iter().filter_map(|stats| stats.peer.as_ref()) {
-                    self.connected(peer);
+                    self.connected(tracking, peer);
                 }
             }
             _ => {}
         }
     }
 
-    fn connected(&mut self, peer: &PeerInfo) {
+    fn connected(&mut self, tracking: &mut Tracking, peer: &PeerInfo) {
         let metadata = peer.session.iter().flat_map(|session| &session.metadata);
         let numbered = metadata.into_iter().any(|(name, _)| name == NUMBERED);
         // processes come and go, and one that is new says nothing about the others
         let announces = numbered || matches!(self.socket, Socket::Pull(_));
-        let mut tracking = self.shared.tracking();
         let sync = tracking.tracker.connected(peer.id, &peer.endpoint, announces);
-        drop(tracking);
         self.shared.told.notify_waiters();
         let wanted = self.context.options().sync_on_reconnect;
         self.told.extend(sync.filter(|_| wanted).map(SubscriberEvent::Sync));
     }
 
-    fn take(&mut self, message: &Message) {
-        let by = self.socket.last_peer();
-        if by.is_some_and(|by| !self.shared.tracking().tracker.knows(by)) {
-            while let Some(event) = self.monitor.try_recv() {
-                self.note(event);
-            }
-        }
-        let mut frames = message.frames();
-        let (Some(topic), Some(body), None) = (frames.next(), frames.next(), frames.next()) else {
-            return self.unreadable(by, message.topic(), "it is not of two frames");
-        };
+    /// Takes a message and those that are there behind it.
+    fn take_batch(&mut self, first: Message) {
         let shared = self.shared.clone();
         let mut tracking = shared.tracking();
-        let Tracking { tracker, stats } = &mut *tracking;
+        let mut next = Some(first);
+        for taken in 1.. {
+            let Some(message) = next else { break };
+            let by = self.socket.last_peer();
+            if by.is_some_and(|by| !tracking.tracker.knows(by)) {
+                while let Some(event) = self.monitor.try_recv() {
+                    self.note(&mut tracking, event);
+                }
+            }
+            self.take(&mut tracking, by, &message);
+            next = if taken < BATCH { self.socket.try_recv().ok() } else { None };
+        }
+        self.hand_over(tracking);
+    }
+
+    fn take(&mut self, tracking: &mut Tracking, by: Option<ConnectionId>, message: &Message) {
+        let Tracking { tracker, stats } = tracking;
         if by.is_some_and(|by| tracker.has_left(by)) {
             stats.late += 1;
             return;
         }
+        let mut frames = message.frames();
+        let (Some(topic), Some(body), None) = (frames.next(), frames.next(), frames.next()) else {
+            stats.undecodable += 1;
+            return self.unreadable(by, message.topic(), "it is not of two frames");
+        };
         let exact = self.context.options().exact_topics && matches!(self.socket, Socket::Sub(_));
         if exact && !tracker.is_registered(topic) {
             return;
@@ -571,26 +603,25 @@ impl Receiving {
             Ok(Body::Positions(positions)) => {
                 tracker.positions(by, &positions, &mut missing);
                 self.told.extend(missing.into_iter().map(SubscriberEvent::Sync));
-                shared.told.notify_waiters();
+                self.shared.told.notify_waiters();
             }
             Err(CodecError::Event { origin, reason }) => {
                 stats.undecodable += 1;
                 tracker.unreadable(by, topic, &origin, &mut missing);
                 self.told.extend(missing.into_iter().map(SubscriberEvent::Sync));
-                warn(by, topic, &reason);
+                self.complaints.say(by, topic, &reason);
             }
             Err(error) => {
-                drop(tracking);
+                stats.undecodable += 1;
                 self.unreadable(by, topic, &error.to_string());
             }
         }
     }
 
     fn unreadable(&mut self, by: Option<ConnectionId>, topic: &[u8], reason: &str) {
-        self.shared.tracking().stats.undecodable += 1;
         let sync = Sync { missing: None, cause: SyncCause::Undecodable };
         self.told.push(SubscriberEvent::Sync(sync));
-        warn(by, topic, reason);
+        self.complaints.say(by, topic, reason);
     }
 }
 
@@ -607,11 +638,8 @@ pub(super) fn as_event(update: Update) -> SubscriberEvent {
     SubscriberEvent::Update(update)
 }
 
-fn warn(by: Option<ConnectionId>, topic: &[u8], reason: &str) {
-    let peer = by.map_or_else(|| "a peer".to_owned(), |by| by.to_string());
-    let topic = String::from_utf8_lossy(topic);
-    tracing::warn!(%peer, %topic, reason, "an event cannot be read");
-}
+/// The time between two lines about messages that cannot be read.
+const BETWEEN_COMPLAINTS: Duration = Duration::from_secs(1);
 
 /// Messages that are taken in one go.
 const BATCH: usize = 256;

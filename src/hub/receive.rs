@@ -1,13 +1,12 @@
 //! How the application takes what has come in: whole runs of messages, peer by peer in turn.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use super::{After, Hub, PeerId, State};
 use crate::error::RecvError;
 use crate::inbox::Chunk;
-use crate::peer::PeerInfo;
+use crate::peer::ConnectionId;
 use crate::socket_type::SocketType;
 use crate::stats::DropReason;
 
@@ -16,13 +15,14 @@ use crate::stats::DropReason;
 pub(crate) struct Taken {
     pub(crate) chunk: Chunk,
     peer: Option<PeerId>,
+    pub(crate) connection: Option<ConnectionId>,
     messages: usize,
     bytes: usize,
 }
 
 impl Taken {
     pub(crate) const fn nothing() -> Self {
-        Self { chunk: Chunk::empty(), peer: None, messages: 0, bytes: 0 }
+        Self { chunk: Chunk::empty(), peer: None, connection: None, messages: 0, bytes: 0 }
     }
 }
 
@@ -184,6 +184,7 @@ impl Hub {
             let id = state.id(index);
             if taken.messages > 0 {
                 taken.peer = Some(id);
+                taken.connection = info.as_ref().map(|info| info.id);
                 state.in_hand = Some(id);
                 state.last_peer = Some((id, info));
                 self.in_hand.store(taken.messages, Ordering::Relaxed);
@@ -198,7 +199,7 @@ impl Hub {
     }
 
     fn hand_back(&self, state: &mut State, done: &mut Taken, after: &mut After) {
-        let Taken { peer, messages, bytes, chunk } = std::mem::replace(done, Taken::nothing());
+        let Taken { peer, messages, bytes, chunk, .. } = std::mem::replace(done, Taken::nothing());
         let Some(id) = peer else { return };
         // unless it was counted when the socket was closed
         let counted = state.in_hand.is_none();
@@ -266,10 +267,5 @@ impl Hub {
         };
         counters.delivered -= 1;
         counters.dropped.add(DropReason::Filtered, 1);
-    }
-
-    /// Who sent the message that was received last.
-    pub(crate) fn last_peer(&self) -> Option<Arc<PeerInfo>> {
-        self.lock().last_peer.as_ref().and_then(|(_, info)| info.clone())
     }
 }
