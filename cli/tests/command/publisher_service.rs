@@ -474,12 +474,14 @@ fn a_socket_that_systemd_hands_over_is_taken_and_left_in_its_place() {
     };
     // a process that comes before the service waits for it
     let mut early = producer("early");
+    let mut ids = Vec::new();
     for key in ["1", "2"] {
         let handed = listener.try_clone().unwrap();
         let mut service = Service::up(start_with_socket(handed, 1, &arguments));
         let beginning = format!("local ipc://{},", path.display());
         assert!(service.up.starts_with(&beginning), "{}", service.up);
         let mut subscriber = service.subscriber();
+        ids.push(service.up.split_once("id ").unwrap().1.to_owned());
         let mut publish = producer(key);
         while key_of(&subscriber.line()) != key {}
         assert_eq!(publish.ended().status, Some(0));
@@ -489,6 +491,11 @@ fn a_socket_that_systemd_hands_over_is_taken_and_left_in_its_place() {
         assert!(path.exists(), "the socket is systemd's");
     }
     assert_eq!(early.ended().status, Some(0));
+    assert_eq!(ids[0], ids[1], "it stays the same over restarts");
+    let other = UnixListener::bind(host.path("other")).unwrap();
+    let mut other = Service::up(start_with_socket(other, 1, &arguments));
+    assert!(!other.up.ends_with(&ids[0]), "and belongs to the socket");
+    other.stop();
 }
 
 #[test]
