@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Holds what `dragonwire` and `dragonwire-cli` build from to pure Rust: none of their normal and
-# build dependencies links a native library, builds C or is a `-sys` crate, and only the build
-# scripts listed here run. Development dependencies and the package `interop`, whose tests link
-# libzmq, are exempt.
+# Holds what `dragonwire` and `dragonwire-cli` build from, with all features, to pure Rust: none of
+# their normal and build dependencies links a native library, builds C or is a `-sys` crate, and only
+# the build scripts listed here run. Development dependencies and the package `interop`, whose tests
+# link libzmq, are exempt.
 #
 # Usage: scripts/check-no-c.sh [TARGET]     default x86_64-unknown-linux-musl; it need not be installed
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-cargo metadata --format-version 1 --locked \
+cargo metadata --format-version 1 --locked --all-features \
     --filter-platform "${1:-x86_64-unknown-linux-musl}" | python3 -c '
 import json, sys
 
@@ -17,10 +17,11 @@ ROOTS = ("dragonwire", "dragonwire-cli")
 TOOLS = {"autotools", "bindgen", "cc", "cmake", "cxx-build", "nasm-rs", "pkg-config", "system-deps", "vcpkg"}
 # `-sys` by name, but pure Rust
 PURE = {"linux-raw-sys", "windows-sys"}
-# build scripts that were read: they ask the compiler for its version and what it supports
+# build scripts that were read: they ask the compiler for its version and what it supports, and those
+# of icu whether a variable names other tables of Unicode
 SCRIPTS = {
-    "anyhow", "getrandom", "libc", "parking_lot_core", "proc-macro2", "quote", "serde", "serde_core", "serde_json",
-    "thiserror", "zmij",
+    "anyhow", "getrandom", "icu_normalizer_data", "icu_properties_data", "libc", "parking_lot_core",
+    "proc-macro2", "quote", "serde", "serde_core", "serde_json", "thiserror", "zmij",
 }
 
 metadata = json.load(sys.stdin)

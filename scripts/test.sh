@@ -13,7 +13,7 @@ main() {
     fi
     step "tools" set_up
     step "format" format
-    step "clippy" cargo clippy --workspace --all-targets --locked -- -D warnings
+    step "clippy" cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
     step "documentation" documentation
     step "no C in the library and the command" scripts/check-no-c.sh
     step "licences of dependencies" scripts/check-licences.sh
@@ -36,6 +36,8 @@ set_up() {
     # interop/ builds libzmq for its tests
     package g++ g++
     package valgrind valgrind
+    # the tests of the Redis driver start servers of their own
+    package redis-server redis-server
     cargo --version
     rustc --version
     cargo nextest --version 2>/dev/null | head -n 1 \
@@ -82,8 +84,9 @@ documentation() {
     export RUSTDOCFLAGS="-D warnings"
     # the command's page and the library's have the same name: the library's comes last and stays
     cargo doc --no-deps --locked --bins --package dragonwire-cli
-    cargo doc --no-deps --locked --lib --package dragonwire --document-private-items
-    cargo doc --no-deps --locked --lib --package dragonwire
+    cargo doc --no-deps --locked --lib --package dragonwire --features redis \
+        --document-private-items
+    cargo doc --no-deps --locked --lib --package dragonwire --features redis
     local option
     for option in $(sed -nE 's/^    pub fn (\w+)\(mut self.*/\1/p' src/options.rs); do
         grep -q "\`$option" docs/options.md || {
@@ -116,11 +119,12 @@ fuzz() {
 
 test_all() {
     if cargo nextest --version >/dev/null 2>&1; then
-        cargo nextest run --workspace --locked --no-fail-fast
+        cargo nextest run --workspace --all-features --locked --no-fail-fast
     else
         # a test that hangs must not hang the gate; nextest has limits of its own, .config/nextest.toml
         timeout --verbose 40m \
-            cargo test --workspace --locked --no-fail-fast --lib --bins --tests --examples
+            cargo test --workspace --all-features --locked --no-fail-fast \
+            --lib --bins --tests --examples
     fi
 }
 

@@ -1,7 +1,7 @@
 //! A connection that channels are followed by: what comes, and whether the server is still there.
 
 use std::fmt;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ::redis::aio::{PubSub, PubSubSink, PubSubStream};
@@ -26,6 +26,8 @@ pub(crate) struct Channels {
     tick: Interval,
     /// Octets since the last message.
     pending: usize,
+    /// A message that came after answers.
+    held: Option<Msg>,
 }
 
 /// What is to be followed, or no longer.
@@ -62,7 +64,17 @@ impl Channels {
         let (sink, stream) = opened.split();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self { at, sink, stream, gate, asked: None, alive: Instant::now(), tick, pending: 0 })
+        Ok(Self {
+            at,
+            sink,
+            stream,
+            gate,
+            asked: None,
+            alive: Instant::now(),
+            tick,
+            pending: 0,
+            held: None,
+        })
     }
 
     /// Whether the server has not answered the last question yet.
@@ -103,6 +115,32 @@ impl Channels {
         self.alive = Instant::now();
     }
 
+    fn poll_answers(&mut self, cx: &mut Context<'_>) -> Poll<Result<Heard, String>> {
+        let Some(asked) = &mut self.asked else { return Poll::Pending };
+        let answers = ready!(asked.as_mut().poll(cx));
+        self.asked = None;
+        self.alive = Instant::now();
+        let gone = answers.iter().find_map(|answer| match &answer.result {
+            Err(fault) if !fault.is_answer() => Some(fault.reason.clone()),
+            _ => None,
+        });
+        if let Some(reason) = gone {
+            return Poll::Ready(Err(reason));
+        }
+        if answers.iter().all(|answer| answer.change.is_none()) {
+            // a ping's
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(Heard::Answers(answers)))
+    }
+
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Msg>> {
+        match self.held.take() {
+            Some(message) => Poll::Ready(Some(message)),
+            None => self.stream.poll_next_unpin(cx),
+        }
+    }
+
     /// The next that comes. Messages are taken only if there is `room` for them.
     ///
     /// # Errors
@@ -113,28 +151,19 @@ impl Channels {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Heard, String>> {
         loop {
-            if let Some(asked) = &mut self.asked
-                && let Poll::Ready(answers) = asked.as_mut().poll(cx)
-            {
-                self.asked = None;
-                self.alive = Instant::now();
-                let gone = answers.iter().find_map(|answer| match &answer.result {
-                    Err(fault) if !fault.is_answer() => Some(fault.reason.clone()),
-                    _ => None,
-                });
-                if let Some(reason) = gone {
-                    return Poll::Ready(Err(reason));
-                }
-                if answers.iter().any(|answer| answer.change.is_some()) {
-                    return Poll::Ready(Ok(Heard::Answers(answers)));
-                }
-                continue;
+            if let Poll::Ready(answers) = self.poll_answers(cx) {
+                return Poll::Ready(answers);
             }
             if room {
-                match self.stream.poll_next_unpin(cx) {
+                match self.poll_message(cx) {
                     Poll::Ready(Some(message)) => {
                         self.alive = Instant::now();
                         self.pending = 0;
+                        // answers that came before it go before it
+                        if let Poll::Ready(answers) = self.poll_answers(cx) {
+                            self.held = Some(message);
+                            return Poll::Ready(answers);
+                        }
                         return Poll::Ready(Ok(Heard::Message(message)));
                     }
                     Poll::Ready(None) => {

@@ -158,12 +158,13 @@ impl RedisPublisher {
         let mut ends: Vec<Position> = Vec::new();
         let ending = async {
             let mut publishing = open.publishing.lock().await;
+            let said = publishing.say_changes().await;
             publishing.streams.finish();
             if self.codec == Codec::Protobuf {
                 let all = publishing.streams.all().into_iter();
                 ends.extend(all.flat_map(|(_, said)| said.positions));
             }
-            publishing.say_changes().await
+            said && publishing.say_positions().await
         };
         if timeout(LINGER, ending).await != Ok(true) {
             tracing::warn!("the publisher closed, and Redis could not be told where it ended");

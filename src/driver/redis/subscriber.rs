@@ -74,10 +74,10 @@ enum Readiness {
     /// There is no connection, or not everything was answered.
     #[default]
     Not,
-    /// The server does not let this user.
-    Refused { at: String, reason: String },
+    /// The server does not let this user follow this version of the topics.
+    Refused { version: u64, at: String, reason: String },
     /// This version of the topics is followed.
-    Confirmed(u64),
+    Confirmed { version: u64 },
 }
 
 impl Topics {
@@ -216,14 +216,15 @@ impl RedisSubscriber {
         let mut readiness = self.topics.readiness.subscribe();
         let settled = readiness.wait_for(|now| match now {
             Readiness::Not => false,
-            Readiness::Refused { .. } => true,
-            Readiness::Confirmed(confirmed) => *confirmed >= version,
+            Readiness::Refused { version: asked, .. } | Readiness::Confirmed { version: asked } => {
+                *asked >= version
+            }
         });
         tokio::select! {
             biased;
             () = self.topics.end.cancelled() => Err(DriverError::Closed { what: WHAT }),
             settled = settled => match settled.as_deref() {
-                Ok(Readiness::Refused { at, reason }) => {
+                Ok(Readiness::Refused { at, reason, .. }) => {
                     Err(DriverError::Broker { at: at.clone(), reason: reason.clone() })
                 }
                 Ok(_) => Ok(()),
@@ -396,7 +397,8 @@ impl Receiving {
         let (at, reason) = (unreachable.at(), unreachable.reason());
         tracing::warn!(servers = at, reason, "no Redis server can be used");
         self.topics.readiness.send_replace(match unreachable.is_refusal() {
-            true => Readiness::Refused { at, reason },
+            // whatever is wanted
+            true => Readiness::Refused { version: u64::MAX, at, reason },
             false => Readiness::Not,
         });
     }
@@ -422,6 +424,7 @@ impl Receiving {
                 () = topics.end.cancelled() => return End::Closed,
                 () = topics.changed.notified() => {
                     self.reconcile(at, &mut channels);
+                    self.hand_over();
                     continue;
                 }
                 () = &mut preferred => return End::Left,
@@ -430,7 +433,10 @@ impl Receiving {
             for _ in 0..BATCH {
                 match heard {
                     Some(Ok(Heard::Message(message))) => self.take(at, &message),
-                    Some(Ok(Heard::Answers(answers))) => self.answered(at, answers),
+                    Some(Ok(Heard::Answers(answers))) => {
+                        self.answered(at, answers);
+                        self.reconcile(at, &mut channels);
+                    }
                     Some(Err(reason)) => {
                         self.hand_over();
                         return End::Lost(reason);
@@ -439,7 +445,6 @@ impl Receiving {
                 }
                 heard = poll_immediate(next(&queue, &mut channels)).await;
             }
-            self.reconcile(at, &mut channels);
             self.hand_over();
         }
     }
@@ -476,9 +481,9 @@ impl Receiving {
         self.topics.readiness.send_replace(match self.refused.iter().next() {
             Some((topic, reason)) => {
                 let reason = format!("topic {topic:?} cannot be followed: {reason}");
-                Readiness::Refused { at: at.to_owned(), reason }
+                Readiness::Refused { version: wanted.version, at: at.to_owned(), reason }
             }
-            None => Readiness::Confirmed(wanted.version),
+            None => Readiness::Confirmed { version: wanted.version },
         });
         // only now: who looks for what it missed has to get what changes from then on
         self.owed.retain(is_wanted);
