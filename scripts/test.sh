@@ -84,9 +84,9 @@ documentation() {
     export RUSTDOCFLAGS="-D warnings"
     # the command's page and the library's have the same name: the library's comes last and stays
     cargo doc --no-deps --locked --bins --package dragonwire-cli
-    cargo doc --no-deps --locked --lib --package dragonwire --features redis \
+    cargo doc --no-deps --locked --lib --package dragonwire --features redis,etcd \
         --document-private-items
-    cargo doc --no-deps --locked --lib --package dragonwire --features redis
+    cargo doc --no-deps --locked --lib --package dragonwire --features redis,etcd
     local option
     for option in $(sed -nE 's/^    pub fn (\w+)\(mut self.*/\1/p' src/options.rs); do
         grep -q "\`$option" docs/options.md || {

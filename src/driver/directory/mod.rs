@@ -186,11 +186,15 @@ fn connect_one(uri: &str) -> Result<Arc<dyn Directory>, DirectoryError> {
         #[cfg(not(feature = "etcd"))]
         "directories in etcd are not built in: that needs the feature `etcd`"
     } else if uri.starts_with("redis://") {
-        "directories in Redis are not built in"
+        #[cfg(feature = "redis")]
+        return Ok(Arc::new(RedisDirectory::new(uri)?));
+        #[cfg(not(feature = "redis"))]
+        "directories in Redis are not built in: that needs the feature `redis`"
     } else {
         ADDRESSES
     };
     Err(DirectoryError::Address { uri: uri.to_owned(), expected })
 }
 
-const ADDRESSES: &str = "tcp://HOST:PORT or memory:NAME";
+const ADDRESSES: &str =
+    "tcp://HOST:PORT, memory:NAME, redis://HOST:PORT/DATABASE or etcd://HOST:PORT,HOST:PORT";
