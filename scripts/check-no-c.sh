@@ -20,7 +20,7 @@ PURE = {"linux-raw-sys", "windows-sys"}
 # build scripts that were read: they ask the compiler for its version and what it supports, and those
 # of icu whether a variable names other tables of Unicode
 SCRIPTS = {
-    "anyhow", "getrandom", "icu_normalizer_data", "icu_properties_data", "libc", "parking_lot_core",
+    "anyhow", "getrandom", "httparse", "icu_normalizer_data", "icu_properties_data", "libc", "parking_lot_core",
     "proc-macro2", "quote", "serde", "serde_core", "serde_json", "thiserror", "zmij",
 }
 

@@ -32,6 +32,7 @@ set_up() {
     component clippy cargo clippy --version
     package cc gcc
     package python3 python3
+    package etcd etcd-server
     # interop/ builds libzmq for its tests
     package g++ g++
     package valgrind valgrind
@@ -83,9 +84,9 @@ documentation() {
     export RUSTDOCFLAGS="-D warnings"
     # the command's page and the library's have the same name: the library's comes last and stays
     cargo doc --no-deps --locked --bins --package dragonwire-cli
-    cargo doc --no-deps --locked --lib --package dragonwire --features redis \
+    cargo doc --no-deps --locked --lib --package dragonwire --features redis,etcd \
         --document-private-items
-    cargo doc --no-deps --locked --lib --package dragonwire --features redis
+    cargo doc --no-deps --locked --lib --package dragonwire --features redis,etcd
     local option
     for option in $(sed -nE 's/^    pub fn (\w+)\(mut self.*/\1/p' src/options.rs); do
         grep -q "\`$option" docs/options.md || {

@@ -1,6 +1,8 @@
 //! The Rust code of the schemas in `proto/` is part of the repository, so that nobody needs a compiler for
 //! schemas to build the library. This test writes it anew and compares.
 
+#![cfg(feature = "driver")]
+
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 

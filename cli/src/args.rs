@@ -416,14 +416,16 @@ xsub subscribes with a frame of octet 1 and the topic, too; octet 0 takes that b
 
 const PUBLISHES: &str = r#"The event is sent on its topic. With driver zmq the command listens, as a publisher does, and a
 subscriber has to come to it: the event is sent again for up to --wait MS until one has, and if
-none does that is told on the standard error; the exit status is 0 all the same.
+none does that is told on the standard error; the exit status is 0 all the same. With driver
+zmq-multiproc it is 1 if no publisher service takes the event within five seconds.
 
 With --stdin each line is {"table": T, "key": K, "action": A, "value": V, "topic": T} and, for
 a topic that is not the event's own, "topic_argument": T. What is left out is null, but for the
 topic, which is "D" then. A value that is not text is sent as what it is. A line that cannot be
 read is reported on the standard error and ignored; the exit status is 2 at the end.
 
-{"ready":true} is printed when the publisher listens. At the end what is queued is sent, for up
+{"ready":true} is printed when the publisher listens; one of driver zmq-multiproc connects with its
+first event. At the end what is queued is sent, for up
 to five seconds."#;
 
 const SUBSCRIBES: &str = r#"Without --uri, --directory, --stdin and option files it follows the publisher at

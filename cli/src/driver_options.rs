@@ -171,7 +171,9 @@ impl DriverArgs {
         }
         let driver = match Drivers::new().load(&alias, context) {
             Err(DriverError::UnknownDriver { .. }) if is_redis(&alias) => {
-                let reason = format!("driver {alias:?}: this build of dragonwire has no Redis");
+                let reason = format!(
+                    "driver {alias:?}: this build has no Redis; build it with --features redis"
+                );
                 return Err(bad_argument(reason));
             }
             driver => driver?,

@@ -22,6 +22,8 @@ use crate::stdio::{Output, read_lines};
 
 /// What is published, and how.
 #[derive(Debug, Clone, Args)]
+#[command(override_usage = "dragonwire publish TABLE KEY ACTION [VALUE] [OPTION]...\n       \
+    dragonwire publish --stdin [OPTION]...")]
 pub(crate) struct PublishArgs {
     /// The table's name
     #[arg(required_unless_present = "stdin")]
@@ -54,8 +56,16 @@ pub(crate) async fn run(args: PublishArgs, console: &Console) -> Result<Ending, 
     let mut signals = Signals::listen()
         .map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
     log::start(Level::WARN, console);
-    let publisher = args.driver.load(Side::Publisher, console)?.driver.get_publisher();
-    let wait = Duration::from_millis(args.wait.unwrap_or(if args.stdin { 0 } else { WAIT }));
+    let chosen = args.driver.load(Side::Publisher, console)?;
+    let publisher = chosen.driver.get_publisher();
+    // a service or a broker is there for events that nobody hears yet
+    let wait = match args.wait {
+        _ if !chosen.is_network() => 0,
+        Some(wait) => wait,
+        None if args.stdin => 0,
+        None => WAIT,
+    };
+    let wait = Duration::from_millis(wait);
     let mut sender = Sender { publisher: &*publisher, wait, repeated: 0 };
     let refused = Arc::new(AtomicU64::new(0));
     let sending = async {
@@ -107,11 +117,18 @@ async fn close(
     signals: &mut Signals,
     console: &Console,
 ) -> Result<Ending, Failure> {
+    let closing = async {
+        match publisher.close().await {
+            // what was published is sent, and the row will be stale before long
+            Err(DriverError::Directory(error)) => {
+                console.say(format!("dragonwire: its row stays in the directory: {error}"));
+                Ok(ending)
+            }
+            closed => closed.map(|()| ending),
+        }
+    };
     if ending != Ending::Done {
-        return match timeout(GRACE, publisher.close()).await {
-            Ok(closed) => Ok(closed.map(|()| ending)?),
-            Err(_) => Ok(ending),
-        };
+        return Ok(timeout(GRACE, closing).await.unwrap_or(Ok(ending))?);
     }
     let impatience = async {
         sleep(PATIENCE).await;
@@ -119,7 +136,7 @@ async fn close(
         std::future::pending().await
     };
     tokio::select! {
-        closed = publisher.close() => Ok(closed.map(|()| Ending::Done)?),
+        closed = closing => Ok(closed?),
         signal = signals.next() => Ok(Ending::Signal(signal)),
         never = impatience => never,
     }

@@ -2,6 +2,8 @@
 //! runs.
 
 use std::io::ErrorKind;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Instant;
 
@@ -39,8 +41,7 @@ pub(crate) async fn run(args: ServiceArgs, console: &Console) -> Result<Ending, 
     if listener.is_none() {
         check_folder(&options.publisher_multiproc_socket)?;
     }
-    // one host may have several services, each with a local socket of its own
-    let name = format!("publisher-service {}", options.publisher_multiproc_socket.display());
+    let name = process_name(listener.as_ref(), &options);
     let mut context = DriverContext::new(options.clone()).with_process_name(&name);
     if let Some(directory) = connect(&options)? {
         context = context.with_directory(directory);
@@ -106,6 +107,19 @@ fn check_folder(socket: &Path) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// What tells the services of one host from each other, and stays the same over restarts: the local
+/// socket.
+fn process_name(listener: Option<&UnixListener>, options: &DriverOptions) -> String {
+    let address = listener.and_then(|listener| listener.local_addr().ok());
+    let handed_over = address.as_ref().and_then(|address| address.as_pathname());
+    if let Some(name) = address.as_ref().and_then(|address| address.as_abstract_name()) {
+        return format!("publisher-service @{}", name.escape_ascii());
+    }
+    let path = handed_over.unwrap_or(&options.publisher_multiproc_socket);
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    format!("publisher-service {}", path.display())
 }
 
 async fn next(status: &mut Option<StatusSocket>, console: &Console) -> Asked {

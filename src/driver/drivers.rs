@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use super::config::DriverOptions;
 use super::error::DriverError;
 use super::publisher::{Kind, SocketPublisher};
 use super::subscriber::{SocketSubscriber, Source};
@@ -25,18 +26,14 @@ impl NetworkDriver {
     /// Checks the options; nothing is opened yet.
     ///
     /// # Errors
-    /// [`DriverError::UnsupportedTransport`] and [`DriverError::TransportNotBuilt`] for
-    /// `publisher_transport`, [`DriverError::Address`] for `publisher_bind_address`.
+    /// [`DriverError::UnsupportedTransport`] for `publisher_transport`, [`DriverError::Address`] for
+    /// `publisher_bind_address`.
     pub fn new(context: DriverContext) -> Result<Self, DriverError> {
         let options = context.options();
-        let endpoint = network_endpoint(
-            &options.publisher_transport,
-            &options.publisher_bind_address,
-            options.publisher_port,
-        )?;
+        let kind = network(options)?;
         let context = Arc::new(context);
         Ok(Self {
-            publisher: Arc::new(SocketPublisher::new(Kind::Network(endpoint), context.clone())),
+            publisher: Arc::new(SocketPublisher::new(kind, context.clone())),
             subscriber: Arc::new(SocketSubscriber::new(Source::Publishers, context)),
         })
     }
@@ -52,31 +49,28 @@ impl PubSubDriver for NetworkDriver {
     }
 }
 
-/// The endpoint that a network publisher binds.
-pub(crate) fn network_endpoint(
-    transport: &str,
-    address: &str,
-    port: u16,
-) -> Result<Endpoint, DriverError> {
-    match transport {
+/// What a network publisher binds. A transport that is known but not built is an error only then.
+pub(crate) fn network(options: &DriverOptions) -> Result<Kind, DriverError> {
+    let transport = options.publisher_transport.clone();
+    match transport.as_str() {
         "tcp" => {}
-        "epgm" => {
-            return Err(DriverError::TransportNotBuilt { transport: transport.to_owned() });
-        }
+        "epgm" => return Ok(Kind::NotBuilt { transport }),
         _ => {
-            return Err(DriverError::UnsupportedTransport {
-                transport: transport.to_owned(),
-                supported: SUPPORTED_TRANSPORTS,
-            });
+            let supported = SUPPORTED_TRANSPORTS;
+            return Err(DriverError::UnsupportedTransport { transport, supported });
         }
     }
+    let (address, port) = (&options.publisher_bind_address, options.publisher_port);
     // an IPv6 address stands in brackets before a port
     let uri = if address.contains(':') && !address.starts_with('[') {
         format!("tcp://[{address}]:{port}")
     } else {
         format!("tcp://{address}:{port}")
     };
-    uri.parse().map_err(|source| DriverError::Address { uri, source })
+    match uri.parse() {
+        Ok(endpoint) => Ok(Kind::Network(endpoint)),
+        Err(source) => Err(DriverError::Address { uri, source }),
+    }
 }
 
 /// The multi-process driver: PUSH sockets of any number of processes, and the PULL socket of the

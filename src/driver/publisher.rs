@@ -56,6 +56,8 @@ pub(crate) enum Kind {
     Network(Endpoint),
     /// PUSH, connected.
     Multiproc(Endpoint),
+    /// Nothing: the transport is known, but this build has none.
+    NotBuilt { transport: String },
 }
 
 #[derive(Debug, Default)]
@@ -273,6 +275,9 @@ impl SocketPublisher {
             options = options.metadata(NUMBERED, "1");
         }
         let (outlet, announcing, port) = match &self.kind {
+            Kind::NotBuilt { transport } => {
+                return Err(DriverError::TransportNotBuilt { transport: transport.clone() });
+            }
             Kind::Network(endpoint) => {
                 let socket = PubSocket::with_options(options).map_err(|source| {
                     DriverError::Socket { doing: "making a PUB socket".to_owned(), source }
@@ -436,7 +441,7 @@ impl Publisher for SocketPublisher {
     fn initialize(&self) -> BoxFuture<'_, Result<(), DriverError>> {
         Box::pin(async {
             // a multi-process publisher connects when it has something to say
-            if matches!(self.kind, Kind::Network(_)) {
+            if !matches!(self.kind, Kind::Multiproc(_)) {
                 self.open().await?;
             }
             Ok(())

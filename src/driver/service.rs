@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use super::drivers::network_endpoint;
+use super::drivers::network;
 use super::error::DriverError;
-use super::publisher::{Kind, Relayed, SocketPublisher};
+use super::publisher::{Relayed, SocketPublisher};
 use super::table_monitor::{TableMonitor, remove_stale_publishers};
 use super::update::{SEND_ALL_TOPIC, Update};
 use super::{DriverContext, Publisher};
@@ -103,11 +103,7 @@ impl PublisherService {
         listener: Option<UnixListener>,
     ) -> Result<Self, DriverError> {
         let options = context.options();
-        let network = network_endpoint(
-            &options.publisher_transport,
-            &options.publisher_bind_address,
-            options.publisher_port,
-        )?;
+        let network = network(options)?;
         let pull = PullSocket::with_options(SocketOptions::new().recv_hwm(RECV_HWM))
             .map_err(|source| socket_error("making PULL", source))?;
         let local = match listener {
@@ -116,8 +112,7 @@ impl PublisherService {
                 .map_err(|source| socket_error("listening on the socket handed over", source))?,
             None => bind_local(&pull, &options.publisher_multiproc_socket).await?,
         };
-        let publisher =
-            Arc::new(SocketPublisher::new(Kind::Network(network), Arc::new(context.clone())));
+        let publisher = Arc::new(SocketPublisher::new(network, Arc::new(context.clone())));
         publisher.initialize().await?;
 
         let shared = Arc::new(Shared::default());
@@ -311,7 +306,7 @@ impl Forwarder {
             };
             tokio::select! {
                 () = self.stopping.cancelled() => break,
-                event = monitor.recv() => self.note(event),
+                Some(event) = monitor.recv() => self.note(event),
                 () = expired => {
                     for (publisher, epoch) in self.processes.abandoned(Instant::now()) {
                         self.publisher.abandon(publisher, epoch).await;
@@ -335,10 +330,10 @@ impl Forwarder {
         let _ = poll_immediate(self.pull.unbind(self.local.clone())).await;
         let given_up = sleep(PATIENCE);
         tokio::pin!(given_up);
-        loop {
+        'all: loop {
             while let Ok(message) = self.pull.try_recv() {
                 if !self.relay(message).await {
-                    break;
+                    break 'all;
                 }
             }
             if self.pull.stats().peers.is_empty() {
@@ -349,7 +344,7 @@ impl Forwarder {
                     tracing::warn!("a process does not close its connection to the service");
                     break;
                 }
-                event = monitor.recv() => self.note(event),
+                Some(event) = monitor.recv() => self.note(event),
                 received = self.pull.recv() => {
                     let Ok(message) = received else { break };
                     if !self.relay(message).await {
@@ -393,11 +388,11 @@ impl Forwarder {
         goes_on
     }
 
-    fn note(&mut self, event: Option<Event>) {
+    fn note(&mut self, event: Event) {
         let mut incoming = self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
-            Some(Event::HandshakeSucceeded { .. }) => incoming.connections += 1,
-            Some(Event::Disconnected { peer, cause, .. }) => {
+            Event::HandshakeSucceeded { .. } => incoming.connections += 1,
+            Event::Disconnected { peer, cause, .. } => {
                 incoming.connections = incoming.connections.saturating_sub(1);
                 tracing::debug!(%peer, %cause, "a process is gone");
                 self.processes.gone(peer.id, Instant::now());

@@ -501,12 +501,10 @@ impl Receiving {
             tokio::select! {
                 biased;
                 () = &mut ended => break,
-                event = self.monitor.recv() => {
-                    if let Some(event) = event {
-                        let shared = self.shared.clone();
-                        self.note(&mut shared.tracking(), event);
-                        self.hand_over(shared.tracking());
-                    }
+                Some(event) = self.monitor.recv() => {
+                    let shared = self.shared.clone();
+                    self.note(&mut shared.tracking(), event);
+                    self.hand_over(shared.tracking());
                 }
                 received = receive(&mut self.socket, &queue) => {
                     let Ok(message) = received else { break };

@@ -1,7 +1,10 @@
 //! The driver layer through its public API, over real sockets.
 
+#![cfg(feature = "driver")]
+
 mod books;
 mod drivers;
+mod kills;
 mod multiproc;
 mod network;
 mod roles;

@@ -9,9 +9,10 @@ use serde_json::{Value as Json, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::timeout;
 
 use crate::recording::{Connection, Recording, arguments, hex, json_message, unhex};
-use crate::side::{network, options, soon};
+use crate::side::{DEADLINE, network, options, soon};
 use crate::wire::{Wire, listener};
 
 /// A subscriber that runs, and the calls of its callback.
@@ -56,7 +57,7 @@ impl Subscribed {
     }
 
     /// Closes it; the callback was not given anything more.
-    pub(crate) async fn is_called_no_more(self) {
+    pub(crate) async fn ends_without_more(self) {
         self.ends(None::<Wire<TcpStream>>).await;
     }
 
@@ -311,4 +312,22 @@ async fn a_subscriber_that_is_closed_ends() {
         subscribed.is_called_with(&recording.callbacks()[..1]).await;
         subscribed.ends([wire]).await;
     }
+}
+
+/// The runtime is left alone afterwards: it would wait for a task that does not end.
+#[test]
+fn a_subscriber_that_is_connected_to_nobody_ends_when_it_is_closed() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let closed = runtime.block_on(async {
+        let subscriber = network(options()).get_subscriber();
+        let mut updates = subscriber.initialize_stream().unwrap();
+        subscriber.daemonize().await.unwrap();
+        let closed = timeout(DEADLINE, subscriber.close()).await;
+        if closed.is_ok() {
+            assert_eq!(soon(updates.recv()).await, None);
+        }
+        closed
+    });
+    runtime.shutdown_background();
+    closed.expect("it closes").unwrap();
 }

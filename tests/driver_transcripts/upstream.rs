@@ -89,7 +89,7 @@ async fn each_change_of_an_object_is_exactly_one_event() {
             subscribed.is_called_with(&[call(change)]).await;
         }
         soon(api.close()).await.unwrap();
-        subscribed.is_called_no_more().await;
+        subscribed.ends_without_more().await;
     }
 }
 
@@ -109,8 +109,8 @@ async fn an_update_for_one_listener_reaches_that_one_alone() {
     }
     first.is_called_with(&[call(&update("host-1"))]).await;
     second.is_called_with(&[call(&update("host-2"))]).await;
-    first.is_called_no_more().await;
-    second.is_called_no_more().await;
+    first.ends_without_more().await;
+    second.ends_without_more().await;
 }
 
 /// A network, a port in it, a hundred changes of the port, and their ends.
@@ -135,7 +135,7 @@ async fn every_step_is_one_call_of_the_callback() {
             publisher.send_event(&update, None).await.unwrap();
             subscribed.is_called_with(&[call(&update)]).await;
         }
-        subscribed.is_called_no_more().await;
+        subscribed.ends_without_more().await;
     }
 }
 
@@ -159,7 +159,7 @@ async fn an_event_on_a_topic_is_one_call_while_the_topic_is_registered() {
         publisher.send_event(&update, Some("topic")).await.unwrap();
         publisher.send_event(&update, None).await.unwrap();
         subscribed.is_called_with(&[call("D")]).await;
-        subscribed.is_called_no_more().await;
+        subscribed.ends_without_more().await;
     }
 }
 
@@ -178,7 +178,7 @@ async fn an_event_between_processes_arrives_with_its_fields() {
         soon(publisher.send_event(&update, None)).await.unwrap();
         subscribed.is_called_with(&[call(&update)]).await;
         soon(publisher.close()).await.unwrap();
-        subscribed.is_called_no_more().await;
+        subscribed.ends_without_more().await;
     }
 }
 
@@ -208,6 +208,6 @@ async fn changes_of_a_monitored_table_are_events_with_the_rows_text() {
             });
             subscribed.is_called_with(&[call]).await;
         }
-        subscribed.is_called_no_more().await;
+        subscribed.ends_without_more().await;
     }
 }

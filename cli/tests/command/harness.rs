@@ -54,6 +54,18 @@ impl Dragonwire {
         command.args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         prepare(&mut command);
+        Self::spawn_unread(&mut command)
+    }
+
+    /// Starts a command that becomes this one.
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut this = Self::spawn_unread(&mut command);
+        this.read();
+        this
+    }
+
+    fn spawn_unread(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let (exit, exited) = channel();
         let (stdin, held_stdout) = (child.stdin.take(), child.stdout.take());

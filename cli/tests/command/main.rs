@@ -2,9 +2,12 @@
 
 mod arguments;
 mod demo;
+mod directory;
 mod endings;
+mod events;
 mod exchange;
 mod formats;
 mod harness;
 mod pipeline;
 mod pressure;
+mod publisher_service;

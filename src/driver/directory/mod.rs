@@ -10,6 +10,8 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
 mod embedded;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod failover;
 mod follow;
 mod memory;
@@ -24,6 +26,8 @@ mod table;
 mod views;
 
 pub use embedded::EmbeddedDirectory;
+#[cfg(feature = "etcd")]
+pub use etcd::EtcdDirectory;
 pub use failover::FailoverDirectory;
 pub use memory::MemoryDirectory;
 pub use publisher_row::{PublisherRow, RowError, TABLE, dragonflow_publisher_id, publisher_id};
@@ -151,6 +155,7 @@ pub enum DirectoryError {
 /// | address | directory |
 /// | --- | --- |
 /// | `tcp://HOST:PORT` | served by `dragonwire directory` or a [`DirectoryServer`]: [`EmbeddedDirectory`] |
+/// | `etcd://HOST:PORT[,HOST:PORT]...` | in etcd, by its members: `EtcdDirectory`, of the feature `etcd` |
 /// | `memory:NAME` | within this process, shared by all who name it: [`MemoryDirectory`] |
 ///
 /// Nothing is connected to yet.
@@ -175,12 +180,21 @@ fn connect_one(uri: &str) -> Result<Arc<dyn Directory>, DirectoryError> {
         return Ok(Arc::new(EmbeddedDirectory::new(uri)?));
     } else if let Some(name) = uri.strip_prefix("memory:") {
         return Ok(Arc::new(MemoryDirectory::named(name)));
+    } else if uri.starts_with("etcd://") {
+        #[cfg(feature = "etcd")]
+        return Ok(Arc::new(EtcdDirectory::new(uri)?));
+        #[cfg(not(feature = "etcd"))]
+        "directories in etcd are not built in: that needs the feature `etcd`"
     } else if uri.starts_with("redis://") {
-        "directories in Redis are not built in"
+        #[cfg(feature = "redis")]
+        return Ok(Arc::new(RedisDirectory::new(uri)?));
+        #[cfg(not(feature = "redis"))]
+        "directories in Redis are not built in: that needs the feature `redis`"
     } else {
         ADDRESSES
     };
     Err(DirectoryError::Address { uri: uri.to_owned(), expected })
 }
 
-const ADDRESSES: &str = "tcp://HOST:PORT or memory:NAME";
+const ADDRESSES: &str =
+    "tcp://HOST:PORT, memory:NAME, redis://HOST:PORT/DATABASE or etcd://HOST:PORT,HOST:PORT";
