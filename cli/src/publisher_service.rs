@@ -38,7 +38,7 @@ pub(crate) async fn run(args: ServiceArgs, console: &Console) -> Result<Ending, 
     let notifier = Notifier::from_env(console);
 
     let options = load(args.options.clone()).await?.say_doubts(console);
-    if listener.is_none() {
+    if listener.is_none() && options.pub_sub_use_multiproc {
         check_folder(&options.publisher_multiproc_socket)?;
     }
     let name = process_name(listener.as_ref(), &options);
@@ -140,7 +140,12 @@ struct Running<'a> {
 
 impl Running<'_> {
     async fn status_socket(&self) -> Result<Option<StatusSocket>, Failure> {
-        let Some(path) = socket_of(&self.options, self.service.local().path()) else {
+        let local = match self.service.local() {
+            Some(endpoint) => endpoint.path(),
+            // the place where its processes would push to is known to who asks for its status
+            None => Some(self.options.publisher_multiproc_socket.as_path()),
+        };
+        let Some(path) = socket_of(&self.options, local) else {
             return Ok(None);
         };
         match StatusSocket::bind(&path).await {
@@ -177,13 +182,14 @@ impl Running<'_> {
     fn say_up(&self) {
         let stats = self.service.stats();
         let network = stats.network.as_deref().unwrap_or("none");
+        let local = stats.local.as_deref().unwrap_or("none");
         let directory = match self.options.directory.as_slice() {
             [] => "none".to_owned(),
             uris => uris.join(" "),
         };
         self.console.say(format!(
-            "publisher service up: local {}, network {network}, id {}, directory {directory}",
-            stats.local, stats.id
+            "publisher service up: local {local}, network {network}, id {}, directory {directory}",
+            stats.id
         ));
     }
 

@@ -83,7 +83,7 @@ pub trait Publisher: Send + std::marker::Sync + fmt::Debug {
     /// As [`initialize`](Self::initialize), and [`DriverError::Forked`].
     ///
     /// # Cancel safety
-    /// Safe: when cancelled, the event was not published.
+    /// Safe: when cancelled, the event was not published; over Redis it may have been.
     fn send_event<'a>(
         &'a self,
         update: &'a Update,

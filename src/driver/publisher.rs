@@ -19,12 +19,12 @@ use super::codec::{self, Body, Codec, Origin, Positions};
 use super::error::DriverError;
 use super::identity::Identity;
 use super::journal::Journal;
-use super::registration::Registration;
+use super::registration::{Registration, tell_ends};
 use super::streams::{Passing, Streams};
 use super::update::Update;
 use super::{DriverContext, Publisher, PublisherStats};
 use crate::endpoint::Endpoint;
-use crate::error::Error;
+use crate::error::{DisconnectCause, Error};
 use crate::hub::Delivery;
 use crate::message::Message;
 use crate::monitor::{Event, Monitor};
@@ -413,12 +413,21 @@ impl SocketPublisher {
         if unsent > 0 {
             tracing::warn!(messages = unsent, "the publisher closed with messages unsent");
         }
-        if let Some(registration) = &open.registration {
-            registration.remove().await?;
-        }
-        if let Some(directory) = &self.context.directory {
-            super::registration::tell_ends(directory, open.id, &ends).await?;
-        }
+        let (registration, directory) = (&open.registration, &self.context.directory);
+        let removing = async {
+            match registration {
+                Some(registration) => registration.remove().await,
+                None => Ok(()),
+            }
+        };
+        let telling = async {
+            match directory {
+                Some(directory) => tell_ends(directory, open.id, &ends).await,
+                None => Ok(()),
+            }
+        };
+        let (removed, told) = tokio::join!(removing, telling);
+        removed.and(told)?;
         if waiting && unsent > 0 {
             return Err(DriverError::Unsent { messages: unsent });
         }
@@ -527,6 +536,7 @@ impl Announcer {
                 event = monitor.recv() => match event {
                     None | Some(Event::Closed) => return,
                     Some(Event::HandshakeSucceeded { .. }) => self.say_all().await,
+                    Some(Event::Disconnected { cause: DisconnectCause::Local, .. }) => {}
                     Some(Event::Disconnected { peer, cause, discarded }) => tracing::warn!(
                         %peer, %cause, discarded,
                         "the reader of the events is away; those it had not read are lost"

@@ -20,7 +20,7 @@ use super::error::DriverError;
 use super::publisher::{Relayed, SocketPublisher};
 use super::table_monitor::{TableMonitor, remove_stale_publishers};
 use super::update::{SEND_ALL_TOPIC, Update};
-use super::{DriverContext, Publisher};
+use super::{DriverContext, Drivers, Publisher};
 use crate::endpoint::Endpoint;
 use crate::error::Error;
 use crate::message::Message;
@@ -35,8 +35,8 @@ use crate::pull_socket::PullSocket;
 /// for a subscriber that is too slow is dropped, counted, and told to that subscriber by `sync`.
 #[derive(Debug)]
 pub struct PublisherService {
-    publisher: Arc<SocketPublisher>,
-    local: Endpoint,
+    publisher: Arc<dyn Publisher>,
+    local: Option<Endpoint>,
     shared: Arc<Shared>,
     stopping: CancellationToken,
     forwarding: Mutex<Option<oneshot::Receiver<()>>>,
@@ -62,8 +62,8 @@ struct Incoming {
 pub struct ServiceStats {
     /// The id of its publisher.
     pub id: String,
-    /// Where processes push to.
-    pub local: String,
+    /// Where processes push to; `None` if they publish for themselves.
+    pub local: Option<String>,
     /// Where subscribers connect to.
     pub network: Option<String>,
     /// Processes that are connected.
@@ -86,6 +86,9 @@ impl PublisherService {
     /// Starts a service: binds the local socket and the network's, has itself entered in the
     /// directory and starts the monitors, if there is a directory.
     ///
+    /// If processes publish for themselves (`pub_sub_use_multiproc` is false), it has no local socket,
+    /// and publishes what its monitors find by `pub_sub_driver`.
+    ///
     /// # Errors
     /// [`DriverError::Socket`] if another service has the local socket or the port,
     /// [`DriverError::UnsupportedTransport`], [`DriverError::Address`], [`DriverError::NoRuntime`].
@@ -103,7 +106,25 @@ impl PublisherService {
         listener: Option<UnixListener>,
     ) -> Result<Self, DriverError> {
         let options = context.options();
-        let network = network(options)?;
+        let shared = Arc::new(Shared::default());
+        let stopping = CancellationToken::new();
+        let service = |publisher, local, forwarding| Self {
+            publisher,
+            local,
+            shared: shared.clone(),
+            stopping: stopping.clone(),
+            forwarding: Mutex::new(forwarding),
+            monitors: Mutex::default(),
+            context: context.clone(),
+        };
+        if !options.pub_sub_use_multiproc {
+            // processes publish for themselves; what is left to publish is what the monitors find
+            let driver = Drivers::new().load(&options.pub_sub_driver, context.clone())?;
+            let service = service(driver.get_publisher(), None, None);
+            service.publisher.initialize().await?;
+            service.start_monitors();
+            return Ok(service);
+        }
         let pull = PullSocket::with_options(SocketOptions::new().recv_hwm(RECV_HWM))
             .map_err(|source| socket_error("making PULL", source))?;
         let local = match listener {
@@ -112,33 +133,23 @@ impl PublisherService {
                 .map_err(|source| socket_error("listening on the socket handed over", source))?,
             None => bind_local(&pull, &options.publisher_multiproc_socket).await?,
         };
-        let publisher = Arc::new(SocketPublisher::new(network, Arc::new(context.clone())));
+        let publisher =
+            Arc::new(SocketPublisher::new(network(options)?, Arc::new(context.clone())));
         publisher.initialize().await?;
-
-        let shared = Arc::new(Shared::default());
-        let stopping = CancellationToken::new();
         let (done, forwarding) = oneshot::channel();
+        let service = service(publisher.clone(), Some(local.clone()), Some(forwarding));
         let forwarder = Forwarder {
             pull,
-            publisher: publisher.clone(),
+            publisher,
             shared: shared.clone(),
             stopping: stopping.clone(),
-            local: local.clone(),
+            local,
             processes: Processes::default(),
         };
         tokio::spawn(async move {
             forwarder.run().await;
             let _ = done.send(());
         });
-        let service = Self {
-            publisher,
-            local,
-            shared,
-            stopping,
-            forwarding: Mutex::new(Some(forwarding)),
-            monitors: Mutex::default(),
-            context,
-        };
         service.start_monitors();
         Ok(service)
     }
@@ -180,8 +191,7 @@ impl PublisherService {
         let period = options.monitor_table_poll_time.max(SHORTEST_PERIOD);
         let mut monitors = Vec::new();
         for table in &options.monitor_tables {
-            let monitor =
-                TableMonitor::new(table, directory.clone(), self.publisher.clone() as Arc<_>);
+            let monitor = TableMonitor::new(table, directory.clone(), self.publisher.clone());
             monitors.push(AbortOnDropHandle::new(tokio::spawn(monitor.run(period))));
         }
         let (directory, own) = (directory.clone(), self.publisher.id());
@@ -208,10 +218,10 @@ impl PublisherService {
         self.publisher.clone()
     }
 
-    /// Where processes push to.
+    /// Where processes push to; `None` if they publish for themselves (`pub_sub_use_multiproc`).
     #[must_use]
-    pub fn local(&self) -> &Endpoint {
-        &self.local
+    pub fn local(&self) -> Option<&Endpoint> {
+        self.local.as_ref()
     }
 
     /// Resolves if the service stops by itself, which it does only when its publisher was closed.
@@ -229,7 +239,7 @@ impl PublisherService {
         };
         ServiceStats {
             id: self.publisher.id().to_string(),
-            local: self.local.to_string(),
+            local: self.local.as_ref().map(Endpoint::to_string),
             network: self.publisher.endpoint().map(|endpoint| endpoint.to_string()),
             processes,
             received,

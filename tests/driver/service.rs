@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dragonwire::driver::codec::Codec;
 use dragonwire::driver::config::DriverOptions;
+use dragonwire::driver::directory::{Directory, MemoryDirectory, TABLE};
 use dragonwire::driver::{
     Action, DriverContext, PubSubDriver, Publisher, PublisherService, SubscriberEvent, Update,
     Updates,
@@ -68,6 +70,25 @@ async fn a_second_service_on_one_socket_is_refused() {
     let error = again.unwrap_err().to_string();
     let path = options.publisher_multiproc_socket.display().to_string();
     assert!(error.contains(&path), "{error}");
+}
+
+#[tokio::test]
+async fn where_processes_publish_for_themselves_it_only_watches_tables() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = at(&folder);
+    options.pub_sub_use_multiproc = false;
+    options.monitor_table_poll_time = Duration::from_millis(50);
+    let directory: Arc<dyn Directory> = Arc::new(MemoryDirectory::new());
+    let context = DriverContext::new(options.clone()).with_directory(directory.clone());
+    let service = PublisherService::start(context).await.unwrap();
+    assert_eq!(service.local(), None);
+    assert!(!options.publisher_multiproc_socket.exists());
+    let uri = service.stats().network.unwrap();
+    let (_subscriber, mut updates) = subscriber(options, &["D"], &[&uri]).await;
+    directory.put("chassis", "host-9", "{}").await.unwrap();
+    while next_key(&mut updates).await != "host-9" {}
+    soon(service.close()).await.unwrap();
+    assert!(directory.list(TABLE).await.unwrap().is_empty());
 }
 
 /// Delivered and missing events of each publisher.

@@ -185,7 +185,7 @@ fn connect_one(uri: &str) -> Result<Arc<dyn Directory>, DirectoryError> {
         return Ok(Arc::new(EtcdDirectory::new(uri)?));
         #[cfg(not(feature = "etcd"))]
         "directories in etcd are not built in: that needs the feature `etcd`"
-    } else if uri.starts_with("redis://") {
+    } else if uri.starts_with("redis://") || uri.starts_with("redis+sentinel://") {
         #[cfg(feature = "redis")]
         return Ok(Arc::new(RedisDirectory::new(uri)?));
         #[cfg(not(feature = "redis"))]
