@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -15,6 +15,7 @@ pub(crate) struct Server {
     arguments: Vec<String>,
     folder: TempDir,
     process: Option<Child>,
+    asking: Mutex<Option<redis::Connection>>,
 }
 
 impl Server {
@@ -26,7 +27,8 @@ impl Server {
     pub(crate) fn start_with(arguments: &[&str]) -> Self {
         let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let folder = tempfile::tempdir().unwrap();
-        let mut server = Self { port: 0, arguments, folder, process: None };
+        let mut server =
+            Self { port: 0, arguments, folder, process: None, asking: Mutex::default() };
         // another process may take a port that was free
         for _ in 0..10 {
             server.port = free_port();
@@ -48,7 +50,8 @@ impl Server {
         );
         std::fs::write(&configuration, text).unwrap();
         let arguments = vec![configuration.to_str().unwrap().to_owned(), "--sentinel".to_owned()];
-        let mut server = Self { port: free_port(), arguments, folder, process: None };
+        let mut server =
+            Self { port: free_port(), arguments, folder, process: None, asking: Mutex::default() };
         server.run().unwrap();
         server
     }
@@ -77,14 +80,21 @@ impl Server {
 
     /// The answer to a command.
     pub(crate) fn ask<T: redis::FromRedisValue>(&self, command: &str) -> T {
-        let client = redis::Client::open(format!("redis://{}", self.at())).unwrap();
-        let mut connection = client.get_connection().unwrap();
+        let mut asking = self.asking.lock().unwrap();
+        // one connection for all questions, unless the server is another one since
+        let open = asking.take().filter(redis::ConnectionLike::is_open);
+        let mut connection = open.unwrap_or_else(|| {
+            let client = redis::Client::open(format!("redis://{}", self.at())).unwrap();
+            client.get_connection().unwrap()
+        });
         let mut words = command.split(' ');
         let mut question = redis::cmd(words.next().unwrap());
         words.for_each(|word| {
             question.arg(word);
         });
-        question.query(&mut connection).unwrap()
+        let answer = question.query(&mut connection).unwrap();
+        *asking = Some(connection);
+        answer
     }
 
     /// Until it accepts connections, or with what it says otherwise.
@@ -104,6 +114,7 @@ impl Server {
         });
         let output = BufReader::new(process.stdout.take().unwrap());
         self.process = Some(process);
+        *self.asking.lock().unwrap() = None;
         let (told, heard) = mpsc::channel();
         std::thread::spawn(move || {
             for line in output.lines().map_while(Result::ok) {

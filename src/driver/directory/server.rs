@@ -23,7 +23,7 @@ use super::protocol::{
 };
 use super::snapshot::{Snapshot, encode};
 use super::table::{Changed, Limits, Tables};
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Address, Endpoint};
 use crate::error::Error;
 use crate::message::Message;
 use crate::pub_socket::PubSocket;
@@ -214,23 +214,39 @@ async fn listen(requests: &Endpoint) -> Result<(PullSocket, PubSocket, Endpoint)
         attempts -= 1;
         let pull = PullSocket::with_options(incoming.clone()).map_err(failed)?;
         let publisher = PubSocket::with_options(outgoing.clone()).map_err(failed)?;
-        let real = pull.bind(requests.clone()).await.map_err(failed)?;
-        let bound = match changes_endpoint(&real) {
-            Some(changes) => publisher.bind(changes).await.map(drop).map_err(failed),
+        let bound = match two_ports(requests) {
+            Some((requests, changes)) => match pull.bind(requests).await {
+                Ok(real) => publisher.bind(changes).await.map(|_| real).map_err(failed),
+                Err(error) => Err(failed(error)),
+            },
             None => Err(DirectoryError::Listen {
-                at: real.to_string(),
+                at: requests.to_string(),
                 reason: "there is no port behind it".to_owned(),
             }),
         };
         match bound {
-            Ok(()) => return Ok((pull, publisher, real)),
+            Ok(real) => return Ok((pull, publisher, real)),
             Err(error) if attempts == 0 => return Err(error),
-            // the port behind the free one is in use: another pair
+            // one of the two is in use: another pair
             Err(_) => {
                 pull.close().await;
             }
         }
     }
+}
+
+/// The endpoints of requests and of changes; for any port two in a row, at random, from below those
+/// that the system gives to connections, where many ports are in use for a while.
+fn two_ports(requests: &Endpoint) -> Option<(Endpoint, Endpoint)> {
+    let mut requests = requests.clone();
+    if let Address::Tcp { port, .. } = &mut requests.0
+        && *port == 0
+    {
+        let [high, low, ..] = *Uuid::new_v4().as_bytes();
+        *port = LOWEST_PORT + u16::from_be_bytes([high, low]) % PORTS;
+    }
+    let changes = changes_endpoint(&requests)?;
+    Some((requests, changes))
 }
 
 struct Server {
@@ -489,8 +505,10 @@ const MAX_FRAMES: usize = 8;
 const MAX_QUEUED: usize = 64 << 20;
 /// Topics of one client: some thousand tables.
 const MAX_SUBSCRIPTIONS: usize = 1 << 20;
-/// Pairs of ports that are tried.
+/// Pairs of ports that are tried, and whence they are taken.
 const PORT_ATTEMPTS: usize = 64;
+const LOWEST_PORT: u16 = 12_000;
+const PORTS: u16 = 20_000;
 
 #[cfg(test)]
 mod tests {
