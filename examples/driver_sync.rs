@@ -3,23 +3,19 @@
 //!
 //! `cargo run --example driver_sync`
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dragonwire::driver::config::DriverOptions;
 use dragonwire::driver::directory::{Directory, DirectoryError, MemoryDirectory};
-use dragonwire::driver::{
-    Action, DriverContext, Drivers, Missing, SubscriberEvent, Sync, Update, Value,
-};
+use dragonwire::driver::{Action, DriverContext, Drivers, SubscriberEvent, Sync, Update, Value};
 use tokio::time::{Instant, sleep_until};
 
 /// A copy of the table `lport`. The directory stands for the database that has the truth.
 struct Ports {
     truth: Arc<dyn Directory>,
     rows: BTreeMap<String, String>,
-    /// Topics of which something is missing; `None` is all of them.
-    stale: BTreeSet<Option<String>>,
     /// When to read anew: losses that come together are made good together.
     due: Option<Instant>,
 }
@@ -29,21 +25,19 @@ impl Ports {
         match event {
             SubscriberEvent::Update(update) => self.apply(update),
             SubscriberEvent::Sync(Sync { missing: Some(missing), cause }) => {
+                // who has rows by topics would read those of `missing.topic` only
                 println!("sync, {cause}: {missing}");
-                // late events are not delivered: what is missing has to be read
-                let Missing { topic, .. } = missing;
-                self.note(Some(topic));
+                self.read_soon();
             }
-            // it is not known what is missing: it may be anything
+            // it may be anything
             SubscriberEvent::Sync(Sync { missing: None, cause }) => {
                 println!("sync, {cause}: not known what");
-                self.note(None);
+                self.read_soon();
             }
         }
     }
 
-    fn note(&mut self, topic: Option<String>) {
-        self.stale.insert(topic);
+    fn read_soon(&mut self) {
         self.due.get_or_insert(Instant::now() + TOGETHER);
     }
 
@@ -55,7 +49,7 @@ impl Ports {
                 self.rows.insert(key, row);
             }
             // `trigger_only` leaves values out: the row is to be read
-            (Some(Action::Create | Action::Set), None) => self.note(update.topic),
+            (Some(Action::Create | Action::Set), None) => self.read_soon(),
             _ => {}
         }
     }
@@ -63,11 +57,13 @@ impl Ports {
     /// Reads anew. Events that come meanwhile wait in the subscriber, and are applied after it.
     async fn make_good(&mut self) -> Result<(), DirectoryError> {
         self.rows = self.truth.list("lport").await?.into_iter().collect();
-        self.stale.clear();
         self.due = None;
         Ok(())
     }
 }
+
+/// More than a subscriber has room for.
+const ROWS: usize = 5000;
 
 /// How long a loss may wait for others.
 const TOGETHER: Duration = Duration::from_millis(100);
@@ -83,8 +79,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let uri = publisher.endpoint().ok_or("not bound")?.to_string();
 
     let truth: Arc<dyn Directory> = Arc::new(MemoryDirectory::new());
-    let mut ports =
-        Ports { truth: truth.clone(), rows: BTreeMap::new(), stale: BTreeSet::new(), due: None };
+    let mut ports = Ports { truth: truth.clone(), rows: BTreeMap::new(), due: None };
     let mut events = subscriber.initialize_stream()?;
     subscriber.register_topic("D").await?;
     subscriber.register_listen_address(&uri).await?;
@@ -96,9 +91,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     truth.put("lport", "1", "{}").await?;
     let first = Update::new("lport", "1", Action::Create).with_value("{}");
     publisher.send_event(&first, None).await?;
-    // far more than a subscriber has room for, while nothing is taken
+    // nothing is taken meanwhile
     let row = "x".repeat(8 << 10);
-    for number in 2..=4000 {
+    for number in 2..=ROWS {
         let key = number.to_string();
         truth.put("lport", &key, &row).await?;
         let update = Update::new("lport", key, Action::Create).with_value(&row);
@@ -106,7 +101,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     println!("dropped: {}", publisher.stats().dropped);
 
-    while ports.rows.len() < 4000 {
+    while ports.rows.len() < ROWS {
         let due = async {
             match ports.due {
                 Some(due) => sleep_until(due).await,
