@@ -141,7 +141,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     let found = fs::symlink_metadata(path)?;
     if !found.file_type().is_socket() {
         let reason = "the path exists and is not a socket";
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, reason));
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, reason));
     }
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     probe.set_nonblocking(true)?;

@@ -163,7 +163,9 @@ async fn a_file_that_is_no_socket_is_not_touched() {
     let before = inode(&path);
     let pull = PullSocket::new();
     let error = pull.bind(Endpoint::ipc(&path).unwrap()).await.unwrap_err();
-    assert!(matches!(&error, Error::Bind { source, .. } if source.kind() == ErrorKind::AddrInUse));
+    assert!(
+        matches!(&error, Error::Bind { source, .. } if source.kind() == ErrorKind::AlreadyExists)
+    );
     drop(pull);
     assert_eq!(fs::read(&path).unwrap(), b"precious");
     assert_eq!(inode(&path), before);

@@ -121,7 +121,7 @@ async fn close(
         match publisher.close().await {
             // what was published is sent, and the row will be stale before long
             Err(DriverError::Directory(error)) => {
-                console.say(format!("dragonwire: its row stays in the directory: {error}"));
+                console.say(format!("dragonwire: the directory was not told of its end: {error}"));
                 Ok(ending)
             }
             closed => closed.map(|()| ending),

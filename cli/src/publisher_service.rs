@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use clap::Args;
 use dragonwire::driver::config::DriverOptions;
+use dragonwire::driver::directory::without_password;
 use dragonwire::driver::{DriverContext, PublisherService};
 use tokio::signal::unix::{self, SignalKind};
 use tracing::Level;
@@ -168,25 +169,28 @@ impl Running<'_> {
         }
     }
 
-    fn status(&self) -> Status<'_> {
+    fn status(&self) -> Status {
         Status {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.since.elapsed().as_secs(),
             role: self.options.role.as_str(),
             codec: self.options.codec.unwrap_or_default().as_str(),
-            directory: &self.options.directory,
+            directory: self.directories(),
             stats: self.service.stats(),
         }
+    }
+
+    fn directories(&self) -> Vec<String> {
+        self.options.directory.iter().map(|uri| without_password(uri)).collect()
     }
 
     fn say_up(&self) {
         let stats = self.service.stats();
         let network = stats.network.as_deref().unwrap_or("none");
         let local = stats.local.as_deref().unwrap_or("none");
-        let directory = match self.options.directory.as_slice() {
-            [] => "none".to_owned(),
-            uris => uris.join(" "),
-        };
+        let directories = self.directories();
+        let directory =
+            if directories.is_empty() { "none".to_owned() } else { directories.join(" ") };
         self.console.say(format!(
             "publisher service up: local {local}, network {network}, id {}, directory {directory}",
             stats.id

@@ -93,12 +93,12 @@ fn beside(local: &Path) -> PathBuf {
 
 /// What a service says of itself.
 #[derive(Debug, Serialize)]
-pub(crate) struct Status<'a> {
+pub(crate) struct Status {
     pub(crate) version: &'static str,
     pub(crate) uptime_seconds: u64,
     pub(crate) role: &'static str,
     pub(crate) codec: &'static str,
-    pub(crate) directory: &'a [String],
+    pub(crate) directory: Vec<String>,
     #[serde(flatten)]
     pub(crate) stats: ServiceStats,
 }
@@ -175,7 +175,7 @@ pub(crate) struct Asked {
 
 impl Asked {
     /// Tells, in the background and not for long.
-    pub(crate) fn tell(mut self, status: &Status<'_>) {
+    pub(crate) fn tell(mut self, status: &Status) {
         // numbers and text, which is always JSON
         let mut line = serde_json::to_vec(status).unwrap_or_default();
         line.push(b'\n');

@@ -38,6 +38,13 @@ pub struct Updates {
 }
 
 impl Updates {
+    /// A stream and what feeds it, for subscribers of a driver of one's own.
+    #[must_use]
+    pub fn channel() -> (EventSender, Self) {
+        let queue = Arc::new(Queue::default());
+        (EventSender(queue.clone()), Self::new(queue))
+    }
+
     pub(crate) fn new(queue: Arc<Queue>) -> Self {
         Self { queue, taken: VecDeque::new() }
     }
@@ -65,9 +72,12 @@ impl Updates {
         Poll::Ready(self.taken.pop_front())
     }
 
-    /// Calls `callback` for each event, until the subscriber is closed. A panic of it is logged and
-    /// followed by a `sync`.
-    pub(crate) fn call(mut self, mut callback: Callback) -> io::Result<()> {
+    /// Calls `callback` for each event in a thread of its own, until the subscriber is closed. A panic
+    /// of it is logged and followed by a `sync`.
+    ///
+    /// # Errors
+    /// If the system has no thread for it.
+    pub fn call(mut self, mut callback: Callback) -> io::Result<()> {
         let run = move || {
             while let Some(event) = block_on(&mut self) {
                 let lost = matches!(event, SubscriberEvent::Update(_));
@@ -85,6 +95,27 @@ impl Updates {
             }
         };
         thread::Builder::new().name("dragonwire-callback".to_owned()).spawn(run).map(drop)
+    }
+}
+
+/// Feeds an [`Updates`] stream, which ends when this is dropped.
+#[derive(Debug)]
+pub struct EventSender(Arc<Queue>);
+
+impl EventSender {
+    /// Hands an event over once there is room for it. Events that nobody will take are dropped.
+    ///
+    /// # Cancel safety
+    /// Safe: when cancelled, the event was not handed over.
+    pub async fn send(&self, event: SubscriberEvent) {
+        std::future::poll_fn(|cx| self.0.poll_room(cx)).await;
+        self.0.push_all(&mut vec![event]);
+    }
+}
+
+impl Drop for EventSender {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
@@ -288,6 +319,15 @@ mod tests {
         queue.push_all(&mut (0..CAPACITY).map(|key| update(&key.to_string())).collect());
         drop(updates);
         std::future::poll_fn(|cx| queue.poll_room(cx)).await;
+    }
+
+    #[tokio::test]
+    async fn a_users_own_subscriber_feeds_a_stream() {
+        let (sender, mut updates) = Updates::channel();
+        sender.send(update("1")).await;
+        drop(sender);
+        assert_eq!(updates.recv().await, Some(update("1")));
+        assert_eq!(updates.recv().await, None);
     }
 
     #[tokio::test]

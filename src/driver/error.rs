@@ -86,12 +86,14 @@ pub enum DriverError {
     },
     /// A multi-process publisher was closed while the publisher service took nothing.
     #[error(
-        "closed with {messages} messages unsent, as nobody took them; is the publisher service \
-         running on that socket (publisher_multiproc_socket)?"
+        "closed with {messages} messages unsent: {reason}; is the publisher service running on that \
+         socket (publisher_multiproc_socket)?"
     )]
     Unsent {
         /// Events, and what is said of them.
         messages: u64,
+        /// Why there was no connection, or that nobody read.
+        reason: String,
     },
     /// The process was forked since: tasks and sockets stayed with the parent.
     #[error(

@@ -30,10 +30,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
-use uuid::Uuid;
+pub use futures::future::BoxFuture;
+pub use uuid::Uuid;
 
-pub use delivery::{Callback, SubscriberEvent, Updates};
+pub use delivery::{Callback, EventSender, SubscriberEvent, Updates};
 pub use drivers::{Drivers, MultiprocDriver, NetworkDriver, SUPPORTED_TRANSPORTS};
 pub use error::DriverError;
 pub use follow::Following;
@@ -202,6 +202,8 @@ pub struct PublisherStats {
     pub dropped: u64,
     /// Events whose topic nobody followed.
     pub unheard: u64,
+    /// Subscribers that are connected now; 0 where that is not known.
+    pub subscribers: u64,
 }
 
 /// What came to a subscriber and what did not.

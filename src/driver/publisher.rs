@@ -74,6 +74,7 @@ struct Open {
     outlet: Outlet,
     numbering: Arc<AsyncMutex<Numbering>>,
     registration: Option<Registration>,
+    trouble: Arc<Mutex<Option<String>>>,
     _announcing: AbortOnDropHandle<()>,
 }
 
@@ -274,6 +275,14 @@ impl SocketPublisher {
         if numbered {
             options = options.metadata(NUMBERED, "1");
         }
+        let trouble = Arc::default();
+        let announcer = |outlet| Announcer {
+            outlet,
+            numbering: numbering.clone(),
+            codec,
+            again: BTreeSet::new(),
+            trouble: Arc::clone(&trouble),
+        };
         let (outlet, announcing, port) = match &self.kind {
             Kind::NotBuilt { transport } => {
                 return Err(DriverError::TransportNotBuilt { transport: transport.clone() });
@@ -284,7 +293,7 @@ impl SocketPublisher {
                 })?;
                 // from here on subscriptions are noted, before the first can come
                 let _ = poll_immediate(socket.new_subscriptions()).await;
-                let news = Announcer::new(Outlet::Pub(socket.clone()), numbering.clone(), codec);
+                let news = announcer(Outlet::Pub(socket.clone()));
                 let announcing = tokio::spawn(news.run_pub(socket.clone()));
                 let bound = socket.bind(endpoint).await.map_err(|source| {
                     let doing = format!("the publisher binds {endpoint}");
@@ -297,7 +306,7 @@ impl SocketPublisher {
                     DriverError::Socket { doing: "making a PUSH socket".to_owned(), source }
                 })?;
                 let monitor = socket.monitor();
-                let news = Announcer::new(Outlet::Push(socket.clone()), numbering.clone(), codec);
+                let news = announcer(Outlet::Push(socket.clone()));
                 let announcing = tokio::spawn(news.run_push(monitor));
                 socket.connect(endpoint).await.map_err(|source| {
                     let doing = format!("the publisher connects to {endpoint}");
@@ -317,8 +326,9 @@ impl SocketPublisher {
             process: std::process::id(),
             id,
             outlet,
-            numbering,
+            numbering: numbering.clone(),
             registration,
+            trouble,
             _announcing: announcing,
         });
         let mut state = self.state();
@@ -404,7 +414,10 @@ impl SocketPublisher {
             // there may be no room for it, and nobody who makes any
             let _ = timeout(LINGER, saying).await;
         }
-        let ends: Vec<_> = said.into_iter().flat_map(|(_, said)| said.positions).collect();
+        let mut ends: Vec<_> = said.into_iter().flat_map(|(_, said)| said.positions).collect();
+        if self.codec != Codec::Protobuf {
+            ends.clear();
+        }
         let (report, waiting) = match &open.outlet {
             Outlet::Pub(socket) => (socket.close().await, false),
             Outlet::Push(socket) => (socket.close().await, true),
@@ -429,7 +442,9 @@ impl SocketPublisher {
         let (removed, told) = tokio::join!(removing, telling);
         removed.and(told)?;
         if waiting && unsent > 0 {
-            return Err(DriverError::Unsent { messages: unsent });
+            let trouble = open.trouble.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let reason = trouble.unwrap_or_else(|| "nobody took them in time".to_owned());
+            return Err(DriverError::Unsent { messages: unsent, reason });
         }
         Ok(())
     }
@@ -483,7 +498,13 @@ impl Publisher for SocketPublisher {
     }
 
     fn stats(&self) -> PublisherStats {
+        let open = self.state().open.clone();
+        let subscribers = match open.as_ref().map(|open| &open.outlet) {
+            Some(Outlet::Pub(socket)) => socket.stats().peers.len() as u64,
+            _ => 0,
+        };
         PublisherStats {
+            subscribers,
             published: self.counters.published.load(Ordering::Relaxed),
             dropped: self.counters.dropped.load(Ordering::Relaxed),
             unheard: self.counters.unheard.load(Ordering::Relaxed),
@@ -498,13 +519,11 @@ struct Announcer {
     codec: Codec,
     /// Prefixes whose subscribers have not all been told.
     again: BTreeSet<Bytes>,
+    /// Why there is no connection to the service.
+    trouble: Arc<Mutex<Option<String>>>,
 }
 
 impl Announcer {
-    fn new(outlet: Outlet, numbering: Arc<AsyncMutex<Numbering>>, codec: Codec) -> Self {
-        Self { outlet, numbering, codec, again: BTreeSet::new() }
-    }
-
     /// Greets subscribers.
     async fn run_pub(mut self, socket: PubSocket) {
         let mut tick = ticks();
@@ -535,12 +554,22 @@ impl Announcer {
             tokio::select! {
                 event = monitor.recv() => match event {
                     None | Some(Event::Closed) => return,
-                    Some(Event::HandshakeSucceeded { .. }) => self.say_all().await,
+                    Some(Event::HandshakeSucceeded { .. }) => {
+                        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                        self.say_all().await;
+                    }
                     Some(Event::Disconnected { cause: DisconnectCause::Local, .. }) => {}
                     Some(Event::Disconnected { peer, cause, discarded }) => tracing::warn!(
                         %peer, %cause, discarded,
-                        "the reader of the events is away; those it had not read are lost"
+                        "the publisher service is away; what it had not read may be lost"
                     ),
+                    Some(Event::Retry { cause, attempt, .. }) => {
+                        let reason = cause.to_string();
+                        if attempt == 2 {
+                            tracing::warn!(reason, "the publisher service cannot be reached");
+                        }
+                        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+                    }
                     Some(_) => {}
                 },
                 _ = tick.tick() => self.say_changes().await,

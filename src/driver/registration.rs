@@ -214,9 +214,14 @@ pub(crate) fn age_of_end(row: &str, now: SystemTime) -> Option<Duration> {
 
 /// This host's name, for ids that stay the same over restarts.
 pub(crate) fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
+    for file in ["/proc/sys/kernel/hostname", "/etc/hostname"] {
+        let name = std::fs::read_to_string(file).unwrap_or_default();
+        if let Some(name) = name.lines().map(str::trim).find(|name| !name.is_empty()) {
+            return name.to_owned();
+        }
+    }
+    tracing::warn!("this host's name cannot be read: ids of publishers are made of \"localhost\"");
+    "localhost".to_owned()
 }
 
 #[cfg(test)]

@@ -68,6 +68,8 @@ pub struct ServiceStats {
     pub network: Option<String>,
     /// Processes that are connected.
     pub processes: usize,
+    /// Subscribers that are connected.
+    pub subscribers: u64,
     /// Messages that came from processes.
     pub received: u64,
     /// Events that were sent on.
@@ -237,6 +239,7 @@ impl PublisherService {
             let incoming = self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner);
             (incoming.received, incoming.connections)
         };
+        let own = self.publisher.stats();
         ServiceStats {
             id: self.publisher.id().to_string(),
             local: self.local.as_ref().map(Endpoint::to_string),
@@ -247,7 +250,8 @@ impl PublisherService {
             dropped: relayed.dropped,
             unheard: relayed.unheard,
             malformed: relayed.malformed,
-            published: self.publisher.stats().published,
+            published: own.published,
+            subscribers: own.subscribers,
         }
     }
 

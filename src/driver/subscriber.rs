@@ -482,7 +482,10 @@ impl Complaints {
         let before = std::mem::take(&mut self.unsaid);
         let peer = by.map_or_else(|| "a peer".to_owned(), |by| by.to_string());
         let topic = String::from_utf8_lossy(topic);
-        tracing::warn!(%peer, %topic, reason, unsaid = before, "an event cannot be read");
+        tracing::warn!(%peer, %topic, reason, "an event cannot be read");
+        if before > 0 {
+            tracing::warn!(events = before, "and others before it, not told one by one");
+        }
     }
 }
 
@@ -589,7 +592,12 @@ impl Receiving {
         }
         let mut missing = Vec::new();
         match codec::decode(body) {
-            Ok(Body::Event { update, origin: None }) => self.told.push(as_event(update)),
+            Ok(Body::Event { update, origin: None }) => {
+                let wanted = self.context.options().sync_on_reconnect;
+                let doubt = tracker.unnumbered(by).filter(|_| wanted);
+                self.told.extend(doubt.map(SubscriberEvent::Sync));
+                self.told.push(as_event(update));
+            }
             Ok(Body::Event { update, origin: Some(origin) }) => {
                 let verdict = tracker.event(by, topic, &origin, &mut missing);
                 self.told.extend(missing.into_iter().map(SubscriberEvent::Sync));

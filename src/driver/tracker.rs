@@ -61,6 +61,10 @@ struct Link {
     owed: HashMap<Bytes, (Uuid, u64)>,
     /// There was a connection that broke, and what it missed is not known yet.
     broken: bool,
+    /// Events without numbers came by it: a service sends on what it gets.
+    unnumbered: bool,
+    /// Such events may have been lost with a connection before this one; not told yet.
+    unnumbered_doubt: bool,
 }
 
 /// What to do with an event.
@@ -105,10 +109,26 @@ impl Tracker {
         let link = self.links.entry(endpoint.clone()).or_default();
         link.connection = Some(connection);
         link.announces = announces;
-        if announces || !std::mem::take(&mut link.broken) {
+        if !link.broken {
             return None;
         }
-        Some(Sync { missing: None, cause: SyncCause::Reconnected })
+        if announces {
+            // numbered events will be accounted for
+            link.unnumbered_doubt = !link.unnumbered;
+        } else {
+            link.broken = false;
+        }
+        let unknown = Sync { missing: None, cause: SyncCause::Reconnected };
+        (!announces || link.unnumbered).then_some(unknown)
+    }
+
+    /// An event without a number came. Should others have been lost with an earlier connection, that
+    /// is told now.
+    pub(crate) fn unnumbered(&mut self, by: Option<ConnectionId>) -> Option<Sync> {
+        let link = self.links.get_mut(self.connections.get(&by?)?)?;
+        link.unnumbered = true;
+        let doubt = std::mem::take(&mut link.unnumbered_doubt);
+        doubt.then_some(Sync { missing: None, cause: SyncCause::Reconnected })
     }
 
     /// The connection is gone.
@@ -623,6 +643,24 @@ mod tests {
         run.disconnect();
         let sync = run.connect(false).unwrap();
         assert_eq!(sync, Sync { missing: None, cause: SyncCause::Reconnected });
+    }
+
+    #[test]
+    fn events_without_numbers_may_come_by_a_peer_that_numbers_others() {
+        let unknown = Some(Sync { missing: None, cause: SyncCause::Reconnected });
+        let mut run = Run::new();
+        run.connect(true);
+        assert_eq!(run.tracker.unnumbered(run.by()), None);
+        run.disconnect();
+        assert_eq!(run.connect(true), unknown);
+        assert_eq!(run.tracker.unnumbered(run.by()), None, "told already");
+        // the first of them were lost: it shows when others come
+        let mut run = Run::new();
+        run.connect(true);
+        run.disconnect();
+        assert_eq!(run.connect(true), None);
+        assert_eq!(run.tracker.unnumbered(run.by()), unknown);
+        assert_eq!(run.tracker.unnumbered(run.by()), None);
     }
 
     #[test]

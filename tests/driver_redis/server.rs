@@ -9,7 +9,6 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// The server; killed when it is dropped, also by a panic.
-#[derive(Debug)]
 pub(crate) struct Server {
     port: u16,
     arguments: Vec<String>,

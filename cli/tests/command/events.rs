@@ -487,7 +487,7 @@ fn bad_arguments_are_told_in_one_line() {
         (&["publish"][..], "<TABLE> <KEY> <ACTION>"),
         (&["publish", "t", "k"], "<ACTION>"),
         (&["publish", "t", "k", "set", "--stdin"], "cannot be used with '--stdin'"),
-        (&["publish", "t", "k", "set", "--driver", "kafka"], "known are zmq, zmq-multiproc"),
+        (&["publish", "t", "k", "set", "--driver", "kafka"], "zmq, zmq-multiproc"),
         (&["publish", "t", "k", "set", "--codec", "xml"], "is no codec: protobuf, msgpack or json"),
         (&["publish", "t", "k", "set", "--role", "king"], "neutron-server or df-local-controller"),
         (&["publish", "t", "k", "set", "--port", "65536"], "'65536'"),

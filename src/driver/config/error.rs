@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::driver::directory::without_password;
+
 /// Where a value was set.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
@@ -85,6 +87,8 @@ pub struct Written {
 impl fmt::Display for Written {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { place, section, option, value } = self;
+        // addresses may hold passwords
+        let value = without_password(value);
         write!(f, "{place}: [{section}] {option} = {value:?}")
     }
 }

@@ -175,6 +175,23 @@ pub fn connect(uris: &[String]) -> Result<Arc<dyn Directory>, DirectoryError> {
     }
 }
 
+/// The address as it may be shown to anybody: without the password, if there is one.
+///
+/// ```
+/// use dragonwire::driver::directory::without_password;
+///
+/// assert_eq!(without_password("redis://me:secret@host:6379/1"), "redis://***@host:6379/1");
+/// ```
+#[must_use]
+pub fn without_password(uri: &str) -> String {
+    let (scheme, rest) = uri.split_once("://").map_or(("", uri), |(scheme, rest)| (scheme, rest));
+    match rest.rsplit_once('@') {
+        Some((_, place)) if scheme.is_empty() => format!("***@{place}"),
+        Some((_, place)) => format!("{scheme}://***@{place}"),
+        None => uri.to_owned(),
+    }
+}
+
 fn connect_one(uri: &str) -> Result<Arc<dyn Directory>, DirectoryError> {
     let expected = if uri.starts_with("tcp://") {
         return Ok(Arc::new(EmbeddedDirectory::new(uri)?));

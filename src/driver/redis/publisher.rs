@@ -210,6 +210,7 @@ impl Publisher for RedisPublisher {
 
     fn stats(&self) -> PublisherStats {
         PublisherStats {
+            subscribers: 0,
             published: self.published.load(Ordering::Relaxed),
             // a server drops a subscriber that is too slow, and with it no single event
             dropped: 0,
