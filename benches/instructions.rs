@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use dragonwire::bench::{Matching, Sending, block, decode};
+use dragonwire::driver::codec::{Codec, Origin};
+use dragonwire::driver::{Action, Update, Uuid};
 use serde::{Deserialize, Serialize};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -51,12 +53,14 @@ struct Case {
     run: fn(u64),
 }
 
-const CASES: [Case; 5] = [
+const CASES: [Case; 7] = [
     Case { name: "push 64 B to 1", rounds: 100_000, run: push },
     Case { name: "publish 8 + 64 B to 8", rounds: 40_000, run: publish },
     Case { name: "decode 64 KiB of 64 B", rounds: 1_000, run: decode_block },
     Case { name: "match a hit among 10 000", rounds: 100_000, run: match_hit },
     Case { name: "match a miss among 10 000", rounds: 100_000, run: match_miss },
+    Case { name: "encode an event", rounds: 100_000, run: encode_event },
+    Case { name: "decode an event", rounds: 100_000, run: decode_event },
 ];
 
 fn push(rounds: u64) {
@@ -88,6 +92,32 @@ fn match_hit(rounds: u64) {
 
 fn match_miss(rounds: u64) {
     match_topic(rounds, b"topic.other");
+}
+
+/// A numbered event of some 100 octets.
+fn event() -> (Update, Origin) {
+    let update = Update::new("lport", "0123456789abcdef", Action::Set)
+        .with_value(r#"{"id": "0123456789abcdef"}"#);
+    (update, Origin { publisher: Uuid::from_u128(7), epoch: 1, sequence: 1 })
+}
+
+fn encode_event(rounds: u64) {
+    let (update, origin) = event();
+    let mut body = Vec::with_capacity(256);
+    for _ in 0..rounds {
+        body.clear();
+        Codec::Protobuf.encode(black_box(&update), "D", &origin, &mut body);
+        black_box(&body);
+    }
+}
+
+fn decode_event(rounds: u64) {
+    let (update, origin) = event();
+    let mut body = Vec::new();
+    Codec::Protobuf.encode(&update, "D", &origin, &mut body);
+    for _ in 0..rounds {
+        black_box(dragonwire::driver::codec::decode(black_box(&body))).unwrap();
+    }
 }
 
 fn match_topic(rounds: u64, topic: &[u8]) {
