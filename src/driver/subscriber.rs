@@ -1,6 +1,7 @@
 //! Subscribers over this crate's sockets: SUB that connects to publishers (the network driver), and
 //! PULL that processes of the host push to (the multi-process driver).
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -463,6 +464,23 @@ struct Receiving {
     complaints: Complaints,
 }
 
+/// Whose message it is, for the log.
+#[derive(Debug)]
+struct Peer<'a> {
+    connection: Option<ConnectionId>,
+    endpoint: Option<&'a Endpoint>,
+}
+
+impl fmt::Display for Peer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.connection, self.endpoint) {
+            (Some(connection), Some(endpoint)) => write!(f, "{endpoint} ({connection})"),
+            (Some(connection), None) => write!(f, "{connection}"),
+            (None, _) => f.write_str("unknown"),
+        }
+    }
+}
+
 /// Lines for the log about messages that cannot be read: not one for each, should a peer send nothing
 /// else.
 #[derive(Debug, Default)]
@@ -472,7 +490,7 @@ struct Complaints {
 }
 
 impl Complaints {
-    fn say(&mut self, by: Option<ConnectionId>, topic: &[u8], reason: &str) {
+    fn say(&mut self, peer: &Peer<'_>, topic: &[u8], reason: &str) {
         let now = Instant::now();
         if self.last.is_some_and(|last| now.duration_since(last) < BETWEEN_COMPLAINTS) {
             self.unsaid += 1;
@@ -480,7 +498,6 @@ impl Complaints {
         }
         self.last = Some(now);
         let before = std::mem::take(&mut self.unsaid);
-        let peer = by.map_or_else(|| "a peer".to_owned(), |by| by.to_string());
         let topic = String::from_utf8_lossy(topic);
         tracing::warn!(%peer, %topic, reason, "an event cannot be read");
         if before > 0 {
@@ -584,7 +601,9 @@ impl Receiving {
         let mut frames = message.frames();
         let (Some(topic), Some(body), None) = (frames.next(), frames.next(), frames.next()) else {
             stats.undecodable += 1;
-            return self.unreadable(by, message.topic(), "it is not of two frames");
+            let peer = Peer { connection: by, endpoint: by.and_then(|by| tracker.endpoint_of(by)) };
+            self.complaints.say(&peer, message.topic(), "it is not of two frames");
+            return self.told.push(unreadable());
         };
         let exact = self.context.options().exact_topics && matches!(self.socket, Socket::Sub(_));
         if exact && !tracker.is_registered(topic) {
@@ -615,20 +634,21 @@ impl Receiving {
                 stats.undecodable += 1;
                 tracker.unreadable(by, topic, &origin, &mut missing);
                 self.told.extend(missing.into_iter().map(SubscriberEvent::Sync));
-                self.complaints.say(by, topic, &reason);
+                let endpoint = by.and_then(|by| tracker.endpoint_of(by));
+                self.complaints.say(&Peer { connection: by, endpoint }, topic, &reason);
             }
             Err(error) => {
                 stats.undecodable += 1;
-                self.unreadable(by, topic, &error.to_string());
+                let endpoint = by.and_then(|by| tracker.endpoint_of(by));
+                self.complaints.say(&Peer { connection: by, endpoint }, topic, &error.to_string());
+                self.told.push(unreadable());
             }
         }
     }
+}
 
-    fn unreadable(&mut self, by: Option<ConnectionId>, topic: &[u8], reason: &str) {
-        let sync = Sync { missing: None, cause: SyncCause::Undecodable };
-        self.told.push(SubscriberEvent::Sync(sync));
-        self.complaints.say(by, topic, reason);
-    }
+fn unreadable() -> SubscriberEvent {
+    SubscriberEvent::Sync(Sync { missing: None, cause: SyncCause::Undecodable })
 }
 
 /// The next message, once there is room for what it holds.

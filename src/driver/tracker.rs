@@ -153,6 +153,11 @@ impl Tracker {
         self.left.contains(&connection)
     }
 
+    /// The endpoint that a connection is to, or was accepted on.
+    pub(crate) fn endpoint_of(&self, connection: ConnectionId) -> Option<&Endpoint> {
+        self.connections.get(&connection)
+    }
+
     /// Whether the connection was noted.
     pub(crate) fn knows(&self, connection: ConnectionId) -> bool {
         self.connections.contains_key(&connection)
