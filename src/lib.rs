@@ -64,6 +64,11 @@
     warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 
+/// The code on the first page is built with the documentation's tests.
+#[cfg(all(doctest, feature = "driver"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("dragonwire is for Linux");
 

@@ -17,7 +17,8 @@ use crate::driver::role::Role;
 pub struct DriverOptions {
     /// Who the process is; decides the section.
     pub role: Role,
-    /// Whether there is publish/subscribe at all. Default false.
+    /// Whether Dragonflow publishes and subscribes at all. It decides nothing here: what is started
+    /// runs. Default false.
     pub enable_df_pub_sub: bool,
     /// Alias of the network driver. Default `zmq_pubsub_driver`.
     pub pub_sub_driver: String,
