@@ -107,7 +107,7 @@ impl EventSender {
     ///
     /// # Cancel safety
     /// Safe: when cancelled, the event was not handed over.
-    pub async fn send(&self, event: SubscriberEvent) {
+    pub async fn send(&mut self, event: SubscriberEvent) {
         std::future::poll_fn(|cx| self.0.poll_room(cx)).await;
         self.0.push_all(&mut vec![event]);
     }
@@ -323,7 +323,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_users_own_subscriber_feeds_a_stream() {
-        let (sender, mut updates) = Updates::channel();
+        let (mut sender, mut updates) = Updates::channel();
         sender.send(update("1")).await;
         drop(sender);
         assert_eq!(updates.recv().await, Some(update("1")));

@@ -165,7 +165,7 @@ impl Drivers {
         self.factories.insert(alias.into(), Box::new(make));
     }
 
-    /// Makes the driver with this alias.
+    /// Makes the driver with this alias, or with the import path of upstream's class.
     ///
     /// # Errors
     /// [`DriverError::UnknownDriver`], and what the driver's own constructor says.
@@ -174,7 +174,15 @@ impl Drivers {
         alias: &str,
         context: DriverContext,
     ) -> Result<Arc<dyn PubSubDriver>, DriverError> {
-        match self.factories.get(alias) {
+        // upstream takes the import path of a class as well
+        let class = alias.rsplit_once('.').map(|(_, class)| class);
+        let alias_of_class = match class {
+            Some("ZMQPubSub" | "ZMQPubSubConnect" | "ZMQPubSubBind") => "zmq_pubsub_driver",
+            Some("ZMQPubSubMultiproc") => "zmq_pubsub_multiproc_driver",
+            Some("RedisPubSub") => "redis_db_pubsub_driver",
+            _ => alias,
+        };
+        match self.factories.get(alias).or_else(|| self.factories.get(alias_of_class)) {
             Some(make) => make(context),
             None => Err(DriverError::UnknownDriver {
                 alias: alias.to_owned(),

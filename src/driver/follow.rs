@@ -1,7 +1,7 @@
 //! Keeps a subscriber connected to the publishers that the directory names: to those of the roles it
 //! wants, as they come and go.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Subscriber;
+use super::codec::Position;
 use super::directory::{Change, Directory, PublisherRow, Rows, TABLE};
 use super::registration::{ENDS, read_ends};
 use super::role::Role;
@@ -50,8 +51,13 @@ impl Following {
         timeout: Duration,
         events: BoxStream<'static, Change>,
     ) -> Self {
-        let mut follower =
-            Follower { subscriber, roles: roles.to_vec(), timeout, followed: HashMap::new() };
+        let mut follower = Follower {
+            subscriber,
+            roles: roles.to_vec(),
+            timeout,
+            followed: HashMap::new(),
+            ends: VecDeque::new(),
+        };
         let watch = |table| match directory {
             Some(directory) => directory.watch(table),
             None => futures::stream::pending().boxed(),
@@ -73,14 +79,17 @@ struct Follower {
     timeout: Duration,
     /// By the key of the row.
     followed: HashMap<String, Followed>,
+    /// Ends of streams that are to be told, and when.
+    ends: VecDeque<(Instant, Vec<Position>)>,
 }
 
 #[derive(Debug)]
 struct Followed {
     uri: String,
-    /// The row was not there when the directory was read anew: it may have been removed, or be
-    /// written again by its publisher until then.
+    /// The row is not there: it may be written again by its publisher until then.
     missing_until: Option<Instant>,
+    /// Nobody else had registered the address.
+    is_ours: bool,
 }
 
 impl Follower {
@@ -90,7 +99,8 @@ impl Follower {
         mut ends: BoxStream<'static, Change>,
     ) {
         loop {
-            let deadline = self.followed.values().filter_map(|row| row.missing_until).min();
+            let missing = self.followed.values().filter_map(|row| row.missing_until).min();
+            let deadline = missing.into_iter().chain(self.ends.front().map(|(due, _)| *due)).min();
             let expired = async {
                 match deadline {
                     Some(deadline) => sleep_until(deadline).await,
@@ -103,7 +113,10 @@ impl Follower {
                     None => return,
                 },
                 Some(change) = ends.next() => self.take_ends(change),
-                () = expired => self.give_up().await,
+                () = expired => {
+                    self.give_up().await;
+                    self.tell_ends();
+                }
             }
         }
     }
@@ -112,7 +125,13 @@ impl Follower {
         match change {
             Change::All(rows) => self.take_all(rows).await,
             Change::Set { key, value } => self.set(key, &value).await,
-            Change::Deleted { key } => self.remove(&key).await,
+            Change::Deleted { key } => {
+                // what it sent before may still be read, and it may be only restarting
+                let until = Instant::now() + SETTLING.min(self.timeout);
+                if let Some(followed) = self.followed.get_mut(&key) {
+                    followed.missing_until = Some(until);
+                }
+            }
             Change::Lost { reason } => {
                 tracing::warn!(reason, "the directory is away; known publishers are followed on");
             }
@@ -152,23 +171,27 @@ impl Follower {
         if self.followed.get(&key).is_some_and(|followed| followed.uri != uri) {
             self.remove(&key).await;
         }
-        let followed = Followed { uri: uri.clone(), missing_until: None };
-        if self.followed.insert(key.clone(), followed).is_some() {
+        if let Some(followed) = self.followed.get_mut(&key) {
+            followed.missing_until = None;
             return;
         }
         match self.subscriber.register_listen_address(&uri).await {
-            Ok(_) => tracing::info!(key, uri, "a publisher is followed"),
-            Err(error) => {
-                self.followed.remove(&key);
-                tracing::warn!(key, %error, "a publisher's address cannot be used");
+            Ok(is_ours) => {
+                tracing::info!(key, uri, "a publisher is followed");
+                self.followed.insert(key, Followed { uri, missing_until: None, is_ours });
             }
+            Err(error) => tracing::warn!(key, %error, "a publisher's address cannot be used"),
         }
     }
 
     async fn remove(&mut self, key: &str) {
-        let Some(Followed { uri, .. }) = self.followed.remove(key) else { return };
+        let Some(Followed { uri, is_ours, .. }) = self.followed.remove(key) else { return };
         // two rows may name one address
-        if self.followed.values().any(|other| other.uri == uri) {
+        if let Some(other) = self.followed.values_mut().find(|other| other.uri == uri) {
+            other.is_ours |= is_ours;
+            return;
+        }
+        if !is_ours {
             return;
         }
         tracing::info!(key, uri, "a publisher is followed no longer");
@@ -189,14 +212,25 @@ impl Follower {
         }
     }
 
-    fn take_ends(&self, change: Change) {
+    fn take_ends(&mut self, change: Change) {
         let rows = match change {
             Change::All(rows) => rows,
             Change::Set { key, value } => Rows::from([(key, value)]),
             Change::Deleted { .. } | Change::Lost { .. } => return,
         };
-        for (key, value) in rows {
-            self.subscriber.learn_ends(&read_ends(&key, &value));
+        // what came before the end is to be read first
+        let due = Instant::now() + SETTLING;
+        self.ends.extend(rows.into_iter().map(|(key, value)| (due, read_ends(&key, &value))));
+    }
+
+    fn tell_ends(&mut self) {
+        let now = Instant::now();
+        while let Some((_, ends)) = self.ends.pop_front_if(|(due, _)| *due <= now) {
+            self.subscriber.learn_ends(&ends);
         }
     }
 }
+
+/// How long a publisher whose row is gone is followed, and how soon the end of its streams is told: what
+/// it sent before has been read by then.
+const SETTLING: Duration = Duration::from_secs(3);

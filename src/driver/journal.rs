@@ -57,7 +57,7 @@ impl Journal {
         let mut epochs: Vec<u64> = earlier.iter().map(|position| position.epoch).collect();
         epochs.sort_unstable();
         epochs.dedup();
-        let epoch = epochs.last().map_or(now, |last| now.max(last + 1));
+        let epoch = epochs.last().map_or(now, |last| now.max(last.saturating_add(1)));
         let oldest = epochs.iter().rev().nth(KEPT_LIVES - 1).copied().unwrap_or(0);
         earlier.retain(|position| position.epoch >= oldest);
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::delivery::{Callback, Queue, SubscriberEvent, Updates};
@@ -42,6 +43,7 @@ pub struct NbApi {
     publisher: Arc<dyn Publisher>,
     subscriber: Arc<dyn Subscriber>,
     following: Mutex<Option<(Following, AbortOnDropHandle<()>)>>,
+    closing: CancellationToken,
 }
 
 impl NbApi {
@@ -58,7 +60,8 @@ impl NbApi {
             network.get_publisher()
         };
         let subscriber = network.get_subscriber();
-        Ok(Self { context, publisher, subscriber, following: Mutex::default() })
+        let (following, closing) = (Mutex::default(), CancellationToken::new());
+        Ok(Self { context, publisher, subscriber, following, closing })
     }
 
     /// The publisher, for any component of the process. It opens with its first event.
@@ -98,7 +101,13 @@ impl NbApi {
         )
         .await;
         let queue = Arc::new(Queue::default());
-        let pump = Pump { received, queue: queue.clone(), rows, context: self.context.clone() };
+        let pump = Pump {
+            received,
+            queue: queue.clone(),
+            rows,
+            context: self.context.clone(),
+            closing: self.closing.clone(),
+        };
         let pumping = AbortOnDropHandle::new(tokio::spawn(pump.run()));
         *self.following.lock().unwrap_or_else(PoisonError::into_inner) = Some((following, pumping));
         self.subscriber.daemonize().await?;
@@ -119,8 +128,13 @@ impl NbApi {
     /// As [`Publisher::close`] and [`Subscriber::close`]; both are closed in any case.
     pub async fn close(&self) -> Result<(), DriverError> {
         let subscriber = self.subscriber.close().await;
+        // what was received is handed over, whether or not there is room
+        self.closing.cancel();
+        let following = self.following.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((_, pumping)) = following {
+            let _ = pumping.await;
+        }
         let publisher = self.publisher.close().await;
-        self.following.lock().unwrap_or_else(PoisonError::into_inner).take();
         subscriber.and(publisher)
     }
 }
@@ -137,6 +151,14 @@ struct Pump {
     queue: Arc<Queue>,
     rows: mpsc::UnboundedSender<Change>,
     context: DriverContext,
+    closing: CancellationToken,
+}
+
+/// However it ends, the user's stream ends with it.
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
 }
 
 impl Pump {
@@ -154,10 +176,12 @@ impl Pump {
                     self.note(update).await;
                 }
             }
-            std::future::poll_fn(|cx| self.queue.poll_room(cx)).await;
+            tokio::select! {
+                () = std::future::poll_fn(|cx| self.queue.poll_room(cx)) => {}
+                () = self.closing.cancelled() => {}
+            }
             self.queue.push_all(&mut events);
         }
-        self.queue.close();
     }
 
     async fn note(&self, update: &Update) {

@@ -1,7 +1,7 @@
 //! Publishers over this crate's sockets: PUB that others connect to (the network driver), and PUSH to
 //! the publisher service of the host (the multi-process driver).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -126,8 +126,8 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// Sends a message on, unless it is one that says how far streams have come: of that it tells who
-    /// says so, and in which epoch.
+    /// Sends a message on, unless it is one that says how far streams have come. Tells who has sent it,
+    /// and in which epoch, when that may be news.
     pub(crate) fn send(&mut self, message: Message) -> Result<Option<(Uuid, u64)>, DriverError> {
         let Numbering { streams, lossy, .. } = &mut *self.numbering;
         let mut frames = message.frames();
@@ -136,10 +136,14 @@ impl Relay {
             return Ok(None);
         };
         let Outlet::Pub(socket) = &self.open.outlet else { return Ok(None) };
+        let mut life = None;
         let unnumbered = match codec::peek_origin(body) {
             Some(origin) => {
-                if let Passing::Announce(positions) = streams.passes(&origin, topic) {
-                    self.open.outlet.say(&Bytes::copy_from_slice(topic), &positions);
+                if let Passing::Begins(positions) = streams.passes(&origin, topic) {
+                    life = Some((origin.publisher, origin.epoch));
+                    if let Some(positions) = positions {
+                        self.open.outlet.say(&Bytes::copy_from_slice(topic), &positions);
+                    }
                 }
                 None
             }
@@ -158,12 +162,13 @@ impl Relay {
             return Err(DriverError::Closed { what: "publisher" });
         };
         if let Some(message) = unnumbered.filter(|_| delivery.dropped > 0) {
-            lossy.insert(String::from_utf8_lossy(message.topic()).into_owned());
+            let topic = String::from_utf8_lossy(message.topic()).into_owned();
+            lossy.entry(topic).or_insert_with(Lossy::now);
         }
         self.relayed.forwarded += 1;
         self.relayed.dropped += u64::from(delivery.dropped);
         self.relayed.unheard += u64::from(delivery.matched == 0);
-        Ok(None)
+        Ok(life)
     }
 
     /// Tells what became of the messages.
@@ -205,7 +210,22 @@ struct Numbering {
     /// Bodies are written here.
     body: Vec<u8>,
     /// Topics of events without numbers that a subscriber had no room for.
-    lossy: BTreeSet<String>,
+    lossy: BTreeMap<String, Lossy>,
+    /// The end has been said: nothing may follow it.
+    closed: bool,
+}
+
+/// When subscribers are to be told of a loss, and how long after that again if one had no room.
+#[derive(Debug, Clone, Copy)]
+struct Lossy {
+    at: Instant,
+    pause: Duration,
+}
+
+impl Lossy {
+    fn now() -> Self {
+        Self { at: Instant::now(), pause: CHANGES }
+    }
 }
 
 impl SocketPublisher {
@@ -268,7 +288,8 @@ impl SocketPublisher {
         if let Some(journal) = &journal {
             streams.heard(journal.earlier());
         }
-        let numbering = Numbering { streams, journal, body: Vec::new(), lossy: BTreeSet::new() };
+        let numbering =
+            Numbering { streams, journal, body: Vec::new(), lossy: BTreeMap::new(), closed: false };
         let numbering = Arc::new(AsyncMutex::new(numbering));
 
         let mut options = SocketOptions::new().linger(Some(LINGER)).send_hwm(SEND_HWM);
@@ -293,12 +314,12 @@ impl SocketPublisher {
                 })?;
                 // from here on subscriptions are noted, before the first can come
                 let _ = poll_immediate(socket.new_subscriptions()).await;
-                let news = announcer(Outlet::Pub(socket.clone()));
-                let announcing = tokio::spawn(news.run_pub(socket.clone()));
                 let bound = socket.bind(endpoint).await.map_err(|source| {
                     let doing = format!("the publisher binds {endpoint}");
                     DriverError::Socket { doing, source }
                 })?;
+                let news = announcer(Outlet::Pub(socket.clone()));
+                let announcing = tokio::spawn(news.run_pub(socket.clone()));
                 (Outlet::Pub(socket), announcing, bound.port())
             }
             Kind::Multiproc(endpoint) => {
@@ -306,12 +327,12 @@ impl SocketPublisher {
                     DriverError::Socket { doing: "making a PUSH socket".to_owned(), source }
                 })?;
                 let monitor = socket.monitor();
-                let news = announcer(Outlet::Push(socket.clone()));
-                let announcing = tokio::spawn(news.run_push(monitor));
                 socket.connect(endpoint).await.map_err(|source| {
                     let doing = format!("the publisher connects to {endpoint}");
                     DriverError::Socket { doing, source }
                 })?;
+                let news = announcer(Outlet::Push(socket.clone()));
+                let announcing = tokio::spawn(news.run_push(monitor));
                 (Outlet::Push(socket), announcing, None)
             }
         };
@@ -341,7 +362,10 @@ impl SocketPublisher {
         let open = self.open().await?;
         let topic = update.topic_to_send_on(topic);
         let mut numbering = open.numbering.lock().await;
-        let Numbering { streams, journal, body, lossy } = &mut *numbering;
+        let Numbering { streams, journal, body, lossy, closed } = &mut *numbering;
+        if *closed {
+            return Err(DriverError::Closed { what: "publisher" });
+        }
         let origin = streams.next(topic.as_bytes());
         body.clear();
         let update = self.context.triggering(update);
@@ -361,7 +385,7 @@ impl SocketPublisher {
         };
         streams.sent(&origin, topic.as_bytes());
         if delivery.dropped > 0 && self.codec != Codec::Protobuf {
-            lossy.insert(topic.to_owned());
+            lossy.entry(topic.to_owned()).or_insert_with(Lossy::now);
         }
         drop(numbering);
         let Counters { published, dropped, unheard } = &*self.counters;
@@ -380,7 +404,8 @@ impl SocketPublisher {
 
     /// Begins to send messages of other publishers on.
     pub(crate) async fn relay(&self) -> Result<Relay, DriverError> {
-        let open = self.open().await?;
+        let open = self.state().open.clone();
+        let open = open.ok_or(DriverError::Closed { what: "publisher" })?;
         let numbering = open.numbering.clone().lock_owned().await;
         Ok(Relay { open, numbering, relayed: Relayed::default() })
     }
@@ -400,15 +425,29 @@ impl SocketPublisher {
             // the sockets are the parent's
             return Ok(());
         }
-        let said = {
+        let (said, pending) = {
             let mut numbering = open.numbering.lock().await;
-            numbering.streams.finish();
-            numbering.streams.changes()
+            let Numbering { streams, journal, closed, .. } = &mut *numbering;
+            *closed = true;
+            if let Some(journal) = journal {
+                // the last number may be one of an event that was cancelled
+                for (topic, last) in streams.own() {
+                    let _ = journal.note(topic, last);
+                }
+            }
+            streams.finish();
+            let pending = match &open.outlet {
+                Outlet::Pub(_) => 0,
+                Outlet::Push(socket) => socket.stats().outgoing.queued,
+            };
+            (streams.changes(), pending)
         };
         if self.codec == Codec::Protobuf {
             let saying = async {
                 for (topic, positions) in &said {
-                    let _ = open.outlet.send(topic, &positions.encode()).await;
+                    while !open.outlet.say(topic, positions) {
+                        sleep(TOGETHER).await;
+                    }
                 }
             };
             // there may be no room for it, and nobody who makes any
@@ -422,7 +461,8 @@ impl SocketPublisher {
             Outlet::Pub(socket) => (socket.close().await, false),
             Outlet::Push(socket) => (socket.close().await, true),
         };
-        let unsent = report.discarded;
+        // what is said of streams is no event
+        let unsent = report.discarded.min(pending);
         if unsent > 0 {
             tracing::warn!(messages = unsent, "the publisher closed with messages unsent");
         }
@@ -615,21 +655,22 @@ impl Announcer {
     /// once everybody has room for it.
     async fn say_sync(&self, socket: &PubSocket) {
         let mut numbering = self.numbering.lock().await;
-        if numbering.lossy.is_empty() {
-            return;
-        }
-        let full = |queued| queued >= SEND_HWM as u64;
-        if socket.stats().peers.iter().any(|peer| full(peer.outgoing.queued)) {
-            return;
-        }
-        let topics = std::mem::take(&mut numbering.lossy);
-        for topic in topics {
+        let now = Instant::now();
+        let due = numbering.lossy.iter().filter(|(_, lossy)| lossy.at <= now);
+        let due: Vec<_> = due.map(|(topic, lossy)| (topic.clone(), *lossy)).collect();
+        // who numbers its own events has sent these on for others
+        let codec = if self.is_numbered() { Codec::Msgpack } else { self.codec };
+        for (topic, Lossy { pause, .. }) in due {
             let nobody = Origin { publisher: Uuid::nil(), epoch: 0, sequence: 0 };
             let mut body = Vec::new();
-            self.codec.encode(&Update::sync(&topic), &topic, &nobody, &mut body);
+            codec.encode(&Update::sync(&topic), &topic, &nobody, &mut body);
             let message = Message::pair(topic.clone().into_bytes(), body);
-            if !socket.try_send(message).is_ok_and(|delivery| delivery.dropped == 0) {
-                numbering.lossy.insert(topic);
+            if socket.try_send(message).is_ok_and(|delivery| delivery.dropped == 0) {
+                numbering.lossy.remove(&topic);
+            } else {
+                // the others hear it each time
+                let again = Lossy { at: now + pause, pause: (pause * 2).min(LONGEST_PAUSE) };
+                numbering.lossy.insert(topic, again);
             }
         }
     }
@@ -647,6 +688,9 @@ fn ticks() -> Interval {
 
 /// Events that may wait for each subscriber: libzmq's default.
 const SEND_HWM: usize = 1000;
+
+/// The longest time between two words on a loss to a subscriber that never has room.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// How long a publisher goes on sending when it is closed.
 pub(super) const LINGER: Duration = Duration::from_secs(5);

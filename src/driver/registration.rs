@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
@@ -95,14 +95,12 @@ impl Row {
         let _ = written.send(());
         loop {
             let wait = if failed { RETRY.min(idle) } else { idle };
-            tokio::select! {
-                () = active.notified(), if !failed => {
-                    if !limit.allows(Instant::now()) {
-                        continue;
-                    }
-                }
-                () = sleep(wait) => {}
-            }
+            let due = tokio::time::Instant::now() + wait;
+            // the time runs on while events come that the limit does not let through
+            while tokio::select! {
+                () = active.notified(), if !failed => !limit.allows(Instant::now()),
+                () = sleep_until(due) => false,
+            } {}
             failed = !self.write().await;
         }
     }

@@ -1,7 +1,7 @@
 //! The publisher service of a host: takes events of its processes from a Unix socket and publishes
 //! them on the network, so that the host has one publisher for its subscribers to connect to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use futures::future::poll_immediate;
 use serde::Serialize;
-use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -39,7 +38,8 @@ pub struct PublisherService {
     local: Option<Endpoint>,
     shared: Arc<Shared>,
     stopping: CancellationToken,
-    forwarding: Mutex<Option<oneshot::Receiver<()>>>,
+    /// Cancelled when everything was sent on.
+    forwarded: CancellationToken,
     monitors: Mutex<Vec<AbortOnDropHandle<()>>>,
     context: DriverContext,
 }
@@ -110,19 +110,21 @@ impl PublisherService {
         let options = context.options();
         let shared = Arc::new(Shared::default());
         let stopping = CancellationToken::new();
-        let service = |publisher, local, forwarding| Self {
+        let forwarded = CancellationToken::new();
+        let service = |publisher, local| Self {
             publisher,
             local,
             shared: shared.clone(),
             stopping: stopping.clone(),
-            forwarding: Mutex::new(forwarding),
+            forwarded: forwarded.clone(),
             monitors: Mutex::default(),
             context: context.clone(),
         };
         if !options.pub_sub_use_multiproc {
             // processes publish for themselves; what is left to publish is what the monitors find
             let driver = Drivers::new().load(&options.pub_sub_driver, context.clone())?;
-            let service = service(driver.get_publisher(), None, None);
+            let service = service(driver.get_publisher(), None);
+            forwarded.cancel();
             service.publisher.initialize().await?;
             service.start_monitors();
             return Ok(service);
@@ -138,8 +140,7 @@ impl PublisherService {
         let publisher =
             Arc::new(SocketPublisher::new(network(options)?, Arc::new(context.clone())));
         publisher.initialize().await?;
-        let (done, forwarding) = oneshot::channel();
-        let service = service(publisher.clone(), Some(local.clone()), Some(forwarding));
+        let service = service(publisher.clone(), Some(local.clone()));
         let forwarder = Forwarder {
             pull,
             publisher,
@@ -148,9 +149,10 @@ impl PublisherService {
             local,
             processes: Processes::default(),
         };
+        let done = forwarded.clone().drop_guard();
         tokio::spawn(async move {
             forwarder.run().await;
-            let _ = done.send(());
+            drop(done);
         });
         service.start_monitors();
         Ok(service)
@@ -226,7 +228,8 @@ impl PublisherService {
         self.local.as_ref()
     }
 
-    /// Resolves if the service stops by itself, which it does only when its publisher was closed.
+    /// Resolves when the service stops: when it is closed, or with the next message after its
+    /// publisher was.
     pub async fn stopped(&self) {
         self.stopping.cancelled().await;
     }
@@ -263,16 +266,20 @@ impl PublisherService {
     /// [`DriverError::Directory`] if the row could not be removed.
     ///
     /// # Cancel safety
-    /// When cancelled, the service stops forwarding in the background; the rest is then done when it
-    /// is called again.
+    /// When cancelled, the service stops forwarding in the background; the rest is done when it is
+    /// called again.
     pub async fn close(&self) -> Result<(), DriverError> {
         self.monitors.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.stopping.cancel();
-        let forwarding = self.forwarding.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(forwarding) = forwarding {
-            let _ = forwarding.await;
-        }
+        self.forwarded.cancelled().await;
         self.publisher.close().await
+    }
+}
+
+/// Without `close` it stops as well, but its row stays in the directory until it is stale.
+impl Drop for PublisherService {
+    fn drop(&mut self) {
+        self.stopping.cancel();
     }
 }
 
@@ -381,7 +388,7 @@ impl Forwarder {
                 Ok(None) => {}
                 Ok(Some(life)) => {
                     if let Some(connection) = self.pull.last_peer() {
-                        self.processes.said(connection, life);
+                        self.processes.said(connection, life, Instant::now());
                     }
                 }
                 Err(_) => {
@@ -422,18 +429,33 @@ struct Processes {
     connected: HashMap<ConnectionId, Life>,
     /// Those whose connection ended, until when they may be back.
     gone: Vec<(Life, Instant)>,
+    /// Connections that ended lately; messages of them may still be read.
+    ended: VecDeque<ConnectionId>,
 }
 
 /// A publisher and its epoch.
 type Life = (Uuid, u64);
 
 impl Processes {
-    fn said(&mut self, connection: ConnectionId, life: Life) {
+    fn said(&mut self, connection: ConnectionId, life: Life, now: Instant) {
+        if self.ended.contains(&connection) {
+            // its last words, read after its end
+            if !self.connected.values().any(|other| *other == life)
+                && !self.gone.iter().any(|(gone, _)| *gone == life)
+            {
+                self.gone.push((life, now + GRACE));
+            }
+            return;
+        }
         self.connected.insert(connection, life);
         self.gone.retain(|(gone, _)| *gone != life);
     }
 
     fn gone(&mut self, connection: ConnectionId, now: Instant) {
+        self.ended.push_back(connection);
+        if self.ended.len() > KEPT_ENDED {
+            self.ended.pop_front();
+        }
         if let Some(life) = self.connected.remove(&connection)
             && !self.connected.values().any(|other| *other == life)
         {
@@ -452,6 +474,9 @@ impl Processes {
         gone.into_iter().map(|(life, _)| life).collect()
     }
 }
+
+/// Connections that are known to have ended.
+const KEPT_ENDED: usize = 1024;
 
 /// A process whose connection ended without its saying so may come back for that long.
 const GRACE: Duration = Duration::from_secs(2);

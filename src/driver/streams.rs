@@ -54,8 +54,8 @@ struct Stream {
 pub(crate) enum Passing {
     /// Nothing.
     On,
-    /// Its stream begins here, in the middle: these positions go first.
-    Announce(Positions),
+    /// Its stream begins here; if in the middle, these positions go first.
+    Begins(Option<Positions>),
 }
 
 impl Streams {
@@ -77,7 +77,7 @@ impl Streams {
         let (publisher, epoch) = (self.announcer, self.epoch);
         let at = self.find(publisher, epoch, topic);
         let last = at.and_then(|at| self.streams.get(at)).map_or(0, |stream| stream.last);
-        Origin { publisher, epoch, sequence: last + 1 }
+        Origin { publisher, epoch, sequence: last.saturating_add(1) }
     }
 
     /// The event with this origin was sent on the topic.
@@ -87,13 +87,17 @@ impl Streams {
 
     /// An event of somebody else's is about to be sent on.
     pub(crate) fn passes(&mut self, origin: &Origin, topic: &[u8]) -> Passing {
+        if self.is_own(origin.publisher, origin.epoch) {
+            return Passing::On;
+        }
         let begins = self.find(origin.publisher, origin.epoch, topic).is_none();
         let at = self.reach(origin, topic, origin.sequence);
         match at.and_then(|at| self.streams.get(at)) {
-            Some(stream) if begins && origin.sequence > 1 => {
+            Some(stream) if begins => {
                 let mut position = stream.position();
                 position.last = position.first - 1;
-                Passing::Announce(self.positions(None, vec![position]))
+                let missing_beginning = origin.sequence > 1;
+                Passing::Begins(missing_beginning.then(|| self.positions(None, vec![position])))
             }
             _ => Passing::On,
         }
@@ -102,6 +106,9 @@ impl Streams {
     /// Another announcer says how far its streams have come.
     pub(crate) fn heard(&mut self, positions: &[Position]) {
         for said in positions {
+            if self.is_own(said.publisher, said.epoch) {
+                continue;
+            }
             let at = match self.find(said.publisher, said.epoch, &said.topic) {
                 Some(at) => at,
                 None => {
@@ -143,6 +150,9 @@ impl Streams {
     /// A publisher went without a word; what it sent last may never have come here. Tells whether
     /// that concerns any stream.
     pub(crate) fn abandon(&mut self, publisher: Uuid, epoch: u64) -> bool {
+        if self.is_own(publisher, epoch) {
+            return false;
+        }
         let Some(topics) = self.index.get(&(publisher, epoch)) else { return false };
         let mut concerned = false;
         for at in topics.values().copied().collect::<Vec<_>>() {
@@ -155,6 +165,20 @@ impl Streams {
             }
         }
         concerned
+    }
+
+    /// Only the announcer itself speaks of its own.
+    fn is_own(&self, publisher: Uuid, epoch: u64) -> bool {
+        publisher == self.announcer && epoch == self.epoch
+    }
+
+    /// Where the announcer's own streams are.
+    pub(crate) fn own(&self) -> impl Iterator<Item = (&Bytes, u64)> {
+        let own = self
+            .streams
+            .iter()
+            .filter(|stream| self.is_own(stream.key.publisher, stream.key.epoch));
+        own.map(|stream| (&stream.key.topic, stream.last))
     }
 
     /// All streams of topics that begin so.
@@ -381,9 +405,11 @@ mod tests {
     #[test]
     fn a_stream_that_begins_in_the_middle_is_announced_first() {
         let mut streams = Streams::new(Uuid::from_u128(1), 1);
-        assert_eq!(streams.passes(&origin(7, 1), b"a"), Passing::On);
+        assert_eq!(streams.passes(&origin(7, 1), b"a"), Passing::Begins(None));
         assert_eq!(streams.passes(&origin(7, 2), b"a"), Passing::On);
-        let Passing::Announce(positions) = streams.passes(&origin(8, 5), b"a") else { panic!() };
+        let Passing::Begins(Some(positions)) = streams.passes(&origin(8, 5), b"a") else {
+            panic!()
+        };
         assert_eq!(said(&positions), [(8, 5, 4, false)]);
         assert_eq!(streams.passes(&origin(8, 6), b"a"), Passing::On);
         assert_eq!(said(&streams.complete(&Bytes::new())), [(7, 1, 2, false), (8, 5, 6, false)]);

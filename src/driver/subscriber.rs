@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::codec::{self, Body, CodecError, Position};
@@ -69,6 +71,7 @@ enum Phase {
 struct Running {
     process: u32,
     handle: SocketHandle,
+    ending: CancellationToken,
     task: Option<AbortOnDropHandle<()>>,
 }
 
@@ -90,18 +93,22 @@ pub(super) struct Tracking {
 #[derive(Debug, Clone)]
 enum SocketHandle {
     Sub(SubHandle),
-    /// Kept to be closed; PULL has no other handles.
-    Pull(Arc<Notify>),
+    Pull,
 }
 
 impl SocketSubscriber {
     pub(crate) fn new(source: Source, context: Arc<DriverContext>) -> Self {
+        let tracker = Tracker::new(context.options().exact_topics);
+        let shared = Shared {
+            tracking: Mutex::new(Tracking { tracker, ..Tracking::default() }),
+            ..Shared::default()
+        };
         Self {
             source,
             context,
             changing: AsyncMutex::new(()),
             state: Mutex::default(),
-            shared: Arc::default(),
+            shared: Arc::new(shared),
         }
     }
 
@@ -150,6 +157,7 @@ impl SocketSubscriber {
             socket.unsubscribe(topic).map_err(socket_error("unsubscribing"))?;
         }
         self.shared.tracking().tracker.unregister(topic.as_bytes());
+        self.shared.told.notify_waiters();
         Ok(())
     }
 
@@ -187,6 +195,7 @@ impl SocketSubscriber {
         };
         socket.remove(endpoint.clone()).await.map_err(socket_error("disconnecting"))?;
         let lost = self.shared.tracking().tracker.removed(&endpoint);
+        self.shared.told.notify_waiters();
         self.shared.tell(lost.into_iter().map(SubscriberEvent::Sync).collect());
         Ok(())
     }
@@ -225,16 +234,13 @@ impl SocketSubscriber {
                     let doing = format!("the subscriber binds {endpoint}");
                     DriverError::Socket { doing, source }
                 })?;
-                (SocketHandle::Pull(Arc::default()), Socket::Pull(socket), monitor)
+                (SocketHandle::Pull, Socket::Pull(socket), monitor)
             }
         };
         let receiving = Receiving {
             socket,
             monitor,
-            end: match &handle {
-                SocketHandle::Pull(end) => Some(end.clone()),
-                SocketHandle::Sub(_) => None,
-            },
+            ending: CancellationToken::new(),
             shared: self.shared.clone(),
             context: self.context.clone(),
             told: Vec::new(),
@@ -261,9 +267,10 @@ impl SocketSubscriber {
                 socket.subscribe(topic).map_err(socket_error("subscribing"))?;
             }
         }
+        let ending = receiving.ending.clone();
         let task = Some(AbortOnDropHandle::new(tokio::spawn(receiving.run())));
         let process = std::process::id();
-        state.phase = Phase::Running(Running { process, handle: handle.clone(), task });
+        state.phase = Phase::Running(Running { process, handle: handle.clone(), ending, task });
         Ok(state.addresses.iter().map(|(_, endpoint)| endpoint.clone()).collect())
     }
 
@@ -287,15 +294,12 @@ impl SocketSubscriber {
     async fn stop(&self) -> Result<(), DriverError> {
         let _changing = self.changing.lock().await;
         let phase = std::mem::replace(&mut self.state().phase, Phase::Closed);
-        if let Phase::Running(Running { process, handle, task }) = phase {
+        if let Phase::Running(Running { process, ending, task, .. }) = phase {
             let here = std::process::id();
             if process != here {
                 return Err(DriverError::Forked { what: WHAT, made_in: process, here });
             }
-            match handle {
-                SocketHandle::Sub(socket) => drop(socket.close().await),
-                SocketHandle::Pull(end) => end.notify_one(),
-            }
+            ending.cancel();
             if let Some(task) = task {
                 let _ = task.await;
             }
@@ -303,6 +307,13 @@ impl SocketSubscriber {
         self.shared.queue.close();
         self.shared.told.notify_waiters();
         Ok(())
+    }
+}
+
+/// Without `close` it ends as well: the task is stopped, and its user's stream ends.
+impl Drop for SocketSubscriber {
+    fn drop(&mut self) {
+        self.shared.queue.close();
     }
 }
 
@@ -409,7 +420,7 @@ impl SubscriberStats {
                 SubscriberEvent::Sync(sync) => {
                     self.syncs += 1;
                     let missing = sync.missing.as_ref().and_then(super::Missing::count);
-                    self.missing += missing.unwrap_or(0);
+                    self.missing = self.missing.saturating_add(missing.unwrap_or(0));
                 }
             }
         }
@@ -456,7 +467,7 @@ impl Socket {
 struct Receiving {
     socket: Socket,
     monitor: Monitor,
-    end: Option<Arc<Notify>>,
+    ending: CancellationToken,
     shared: Arc<Shared>,
     context: Arc<DriverContext>,
     /// Events to be handed over.
@@ -509,18 +520,20 @@ impl Complaints {
 impl Receiving {
     async fn run(mut self) {
         let queue = self.shared.queue.clone();
-        let end = self.end.take();
-        let ended = async {
-            match &end {
-                Some(end) => end.notified().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::pin!(ended);
+        let ending = self.ending.clone();
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
-                () = &mut ended => break,
+                () = ending.cancelled() => break,
+                _ = ticks.tick() => {
+                    let mut lost = Vec::new();
+                    let shared = self.shared.clone();
+                    shared.tracking().tracker.expire(Instant::now(), &mut lost);
+                    self.told.extend(lost.into_iter().map(SubscriberEvent::Sync));
+                    self.hand_over(shared.tracking());
+                }
                 Some(event) = self.monitor.recv() => {
                     let shared = self.shared.clone();
                     self.note(&mut shared.tracking(), event);
@@ -534,9 +547,10 @@ impl Receiving {
         }
         queue.close();
         // processes see it go, and keep what they send from then on
-        if let Socket::Pull(socket) = self.socket {
-            socket.close().await;
-        }
+        match self.socket {
+            Socket::Sub(socket) => socket.close().await,
+            Socket::Pull(socket) => socket.close().await,
+        };
     }
 
     /// Counts what was told and hands it over.
@@ -551,7 +565,10 @@ impl Receiving {
     fn note(&mut self, tracking: &mut Tracking, event: Event) {
         match event {
             Event::HandshakeSucceeded { peer } => self.connected(tracking, &peer),
-            Event::Disconnected { peer, .. } => tracking.tracker.disconnected(peer.id),
+            Event::Disconnected { peer, .. } => {
+                tracking.tracker.disconnected(peer.id, Instant::now());
+                self.shared.told.notify_waiters();
+            }
             Event::Missed { .. } => {
                 let peers = self.socket.stats().peers;
                 for peer in peers.iter().filter_map(|stats| stats.peer.as_ref()) {
@@ -565,9 +582,13 @@ impl Receiving {
     fn connected(&mut self, tracking: &mut Tracking, peer: &PeerInfo) {
         let metadata = peer.session.iter().flat_map(|session| &session.metadata);
         let numbered = metadata.into_iter().any(|(name, _)| name == NUMBERED);
-        // processes come and go, and one that is new says nothing about the others
-        let announces = numbered || matches!(self.socket, Socket::Pull(_));
-        let sync = tracking.tracker.connected(peer.id, &peer.endpoint, announces);
+        let sync = match self.socket {
+            Socket::Sub(_) => tracking.tracker.connected(peer.id, &peer.endpoint, numbered),
+            Socket::Pull(_) => {
+                tracking.tracker.accepted(peer.id, &peer.endpoint);
+                None
+            }
+        };
         self.shared.told.notify_waiters();
         let wanted = self.context.options().sync_on_reconnect;
         self.told.extend(sync.filter(|_| wanted).map(SubscriberEvent::Sync));
@@ -626,7 +647,7 @@ impl Receiving {
                 }
             }
             Ok(Body::Positions(positions)) => {
-                tracker.positions(by, &positions, &mut missing);
+                tracker.positions(by, &positions, Instant::now(), &mut missing);
                 self.told.extend(missing.into_iter().map(SubscriberEvent::Sync));
                 self.shared.told.notify_waiters();
             }
@@ -663,6 +684,9 @@ pub(super) fn as_event(update: Update) -> SubscriberEvent {
     }
     SubscriberEvent::Update(update)
 }
+
+/// How often it is looked for what is not heard of any more.
+const TICK: Duration = Duration::from_secs(1);
 
 /// The time between two lines about messages that cannot be read.
 const BETWEEN_COMPLAINTS: Duration = Duration::from_secs(1);

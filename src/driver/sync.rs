@@ -34,7 +34,7 @@ impl Missing {
     /// How many events are missing; `None` if that is not known.
     #[must_use]
     pub fn count(&self) -> Option<u64> {
-        self.to.map(|to| (to + 1).saturating_sub(self.from))
+        self.to.map(|to| to.saturating_add(1).saturating_sub(self.from))
     }
 }
 

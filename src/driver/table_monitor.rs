@@ -43,15 +43,25 @@ impl TableMonitor {
     /// # Cancel safety
     /// When cancelled, events may have been published that are published again the next time.
     pub async fn poll(&mut self) -> Result<usize, DirectoryError> {
-        let rows = self.directory.list(&self.table).await?;
+        let mut rows = self.directory.list(&self.table).await?;
         let updates = changes(&self.table, &self.known, &rows);
-        for update in &updates {
-            if let Err(error) = self.publisher.send_event(update, None).await {
-                tracing::warn!(table = self.table, %error, "a change was not published");
+        let mut published = 0;
+        for update in updates {
+            match self.publisher.send_event(&update, None).await {
+                Ok(()) => published += 1,
+                Err(error) => {
+                    tracing::warn!(table = self.table, %error, "a change was not published");
+                    // it is one the next time too
+                    let Some(key) = update.key else { continue };
+                    match self.known.remove(&key) {
+                        Some(before) => drop(rows.insert(key, before)),
+                        None => drop(rows.remove(&key)),
+                    }
+                }
             }
         }
         self.known = rows;
-        Ok(updates.len())
+        Ok(published)
     }
 
     /// Polls for ever. A directory that cannot be reached is asked again at the next period.

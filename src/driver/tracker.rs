@@ -8,6 +8,8 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use uuid::Uuid;
 
@@ -20,6 +22,8 @@ use crate::peer::ConnectionId;
 #[derive(Debug, Default)]
 pub(crate) struct Tracker {
     topics: BTreeSet<Bytes>,
+    /// Only the topics themselves are followed, not those that begin so.
+    exact: bool,
     publishers: HashMap<Uuid, Vec<Life>>,
     streams: usize,
     links: HashMap<Endpoint, Link>,
@@ -28,6 +32,11 @@ pub(crate) struct Tracker {
     gone: VecDeque<ConnectionId>,
     /// Connections to endpoints that are not followed any more.
     left: VecDeque<ConnectionId>,
+    /// Announcers that are others than before, until when those whose streams they do not know may
+    /// come to them.
+    successors: Vec<(Endpoint, Instant)>,
+    /// Counts topics that became owed.
+    order: u64,
 }
 
 /// One life of a publisher.
@@ -49,6 +58,8 @@ struct Stream {
     end_unknown: bool,
     /// Who announced it has closed in good order: nothing of it was lost there.
     left: bool,
+    /// Its announcer is another one now, which has not said anything of it.
+    unheard: bool,
 }
 
 /// What is known of an endpoint, over all its connections.
@@ -57,8 +68,12 @@ struct Link {
     connection: Option<ConnectionId>,
     /// The peer numbers events and says how far they have come.
     announces: bool,
-    /// The topics that are owed, with who had announced it then.
-    owed: HashMap<Bytes, (Uuid, u64)>,
+    /// The topics that are owed, with who had announced it then, and in which order they became so.
+    owed: HashMap<Bytes, ((Uuid, u64), u64)>,
+    /// Who announced last.
+    announcer: Option<(Uuid, u64)>,
+    /// When the connection broke.
+    since: Option<Instant>,
     /// There was a connection that broke, and what it missed is not known yet.
     broken: bool,
     /// Events without numbers came by it: a service sends on what it gets.
@@ -77,6 +92,10 @@ pub(crate) enum Verdict {
 }
 
 impl Tracker {
+    pub(crate) fn new(exact: bool) -> Self {
+        Self { exact, ..Self::default() }
+    }
+
     /// A topic is followed from now on.
     pub(crate) fn register(&mut self, topic: &[u8]) {
         self.topics.insert(Bytes::copy_from_slice(topic));
@@ -88,12 +107,11 @@ impl Tracker {
         for link in self.links.values_mut() {
             link.owed.remove(topic);
         }
-        let topics = &self.topics;
-        for lives in self.publishers.values_mut() {
-            for life in lives.iter_mut() {
-                life.streams.retain(|name, _| topics.iter().any(|topic| name.starts_with(topic)));
-            }
+        let mut publishers = std::mem::take(&mut self.publishers);
+        for life in publishers.values_mut().flatten() {
+            life.streams.retain(|name, _| self.follows(name));
         }
+        self.publishers = publishers;
         self.count();
     }
 
@@ -107,8 +125,12 @@ impl Tracker {
     ) -> Option<Sync> {
         self.connections.insert(connection, endpoint.clone());
         let link = self.links.entry(endpoint.clone()).or_default();
-        link.connection = Some(connection);
+        if link.connection.replace(connection).is_some_and(|earlier| earlier != connection) {
+            // its end was not told
+            link.broken = true;
+        }
         link.announces = announces;
+        link.since = None;
         if !link.broken {
             return None;
         }
@@ -122,6 +144,12 @@ impl Tracker {
         (!announces || link.unnumbered).then_some(unknown)
     }
 
+    /// A process has connected to this side. Processes come and go, and one that is new says nothing
+    /// of the others.
+    pub(crate) fn accepted(&mut self, connection: ConnectionId, endpoint: &Endpoint) {
+        self.connections.insert(connection, endpoint.clone());
+    }
+
     /// An event without a number came. Should others have been lost with an earlier connection, that
     /// is told now.
     pub(crate) fn unnumbered(&mut self, by: Option<ConnectionId>) -> Option<Sync> {
@@ -132,13 +160,14 @@ impl Tracker {
     }
 
     /// The connection is gone.
-    pub(crate) fn disconnected(&mut self, connection: ConnectionId) {
+    pub(crate) fn disconnected(&mut self, connection: ConnectionId, now: Instant) {
         let Some(endpoint) = self.connections.get(&connection) else { return };
         if let Some(link) = self.links.get_mut(endpoint)
             && link.connection == Some(connection)
         {
             link.connection = None;
             link.broken = true;
+            link.since = Some(now);
         }
         self.gone.push_back(connection);
         if self.gone.len() > KEPT_CONNECTIONS
@@ -189,7 +218,7 @@ impl Tracker {
         let Some(link) = self.links.get_mut(endpoint) else { return Vec::new() };
         // what it owes is kept: it may be followed again, and is then asked for what it sent meanwhile
         let was_away = link.connection.take().is_none() && link.broken;
-        link.broken = true;
+        (link.broken, link.since) = (true, None);
         if !was_away {
             return Vec::new();
         }
@@ -248,7 +277,7 @@ impl Tracker {
             return Verdict::Late;
         }
         let last_missing = if readable { sequence - 1 } else { sequence };
-        (stream.end_unknown, stream.left) = (false, false);
+        (stream.end_unknown, stream.left, stream.unheard) = (false, false, false);
         let from = std::mem::replace(&mut stream.next, sequence.saturating_add(1));
         if last_missing >= from {
             let cause = if readable { SyncCause::Gap } else { SyncCause::Undecodable };
@@ -262,6 +291,7 @@ impl Tracker {
         &mut self,
         by: Option<ConnectionId>,
         said: &Positions,
+        now: Instant,
         missing: &mut Vec<Sync>,
     ) {
         let announcer = (said.announcer, said.announcer_epoch);
@@ -275,16 +305,61 @@ impl Tracker {
         }
         self.end_earlier_lives(said.announcer, said.announcer_epoch, missing);
         let Some(prefix) = &said.complete_for else { return };
-        let Some(endpoint) = by.and_then(|by| self.connections.get(&by)) else { return };
-        let Some(link) = self.links.get_mut(endpoint) else { return };
+        let Some(endpoint) = by.and_then(|by| self.connections.get(&by)).cloned() else { return };
+        let Some(link) = self.links.get_mut(&endpoint) else { return };
         link.broken = false;
         link.announces = true;
         for topic in &self.topics {
             // of a longer topic all is known as well
-            if topic.starts_with(prefix) {
-                link.owed.entry(topic.clone()).or_insert(announcer);
+            if topic.starts_with(prefix) && !link.owed.contains_key(topic) {
+                self.order += 1;
+                link.owed.insert(topic.clone(), (announcer, self.order));
             }
         }
+        let is_another =
+            link.announcer.replace(announcer).is_some_and(|before| before != announcer);
+        if is_another {
+            // those who published by the one before may be on their way to this one, or dead
+            for life in self.publishers.values_mut().flatten() {
+                if life.by.as_ref() == Some(&endpoint) {
+                    life.streams.values_mut().for_each(|stream| stream.unheard = true);
+                }
+            }
+            self.successors.push((endpoint, now + GRACE));
+            for position in &said.positions {
+                self.hear(position);
+            }
+        }
+    }
+
+    fn hear(&mut self, said: &Position) {
+        if let Some(stream) = self.stream(said.publisher, said.epoch, &said.topic) {
+            stream.unheard = false;
+        }
+    }
+
+    /// What has not been heard of for too long is told to end unknown. To be called now and then.
+    pub(crate) fn expire(&mut self, now: Instant, missing: &mut Vec<Sync>) {
+        let mut expired: Vec<_> =
+            self.successors.extract_if(.., |(_, until)| *until <= now).map(|(at, _)| at).collect();
+        let mut ended = Vec::new();
+        for (endpoint, link) in &mut self.links {
+            if link.announces && link.since.is_some_and(|since| now >= since + PATIENCE) {
+                link.since = None;
+                ended.push(endpoint.clone());
+            }
+        }
+        for (publisher, lives) in &mut self.publishers {
+            for life in lives {
+                let Some(by) = &life.by else { continue };
+                if ended.contains(by) {
+                    life.end(*publisher, missing, |stream| !stream.left);
+                } else if expired.contains(by) {
+                    life.end(*publisher, missing, |stream| stream.unheard);
+                }
+            }
+        }
+        expired.clear();
     }
 
     fn position(
@@ -312,6 +387,7 @@ impl Tracker {
             }
         }
         let Some(stream) = self.stream(*publisher, *epoch, topic) else { return };
+        stream.unheard = false;
         stream.is_final |= *end == End::Final;
         if *last >= stream.next {
             let from = std::mem::replace(&mut stream.next, last.saturating_add(1));
@@ -356,14 +432,18 @@ impl Tracker {
     }
 
     fn follows(&self, topic: &[u8]) -> bool {
+        if self.exact {
+            return self.topics.contains(topic);
+        }
         self.topics.iter().any(|prefix| topic.starts_with(prefix))
     }
 
     /// Whether the stream of a topic that begins now is owed in full, and by whom it was first.
     fn owed(&self, by: Option<ConnectionId>, topic: &[u8]) -> Option<(Uuid, u64)> {
         let link = self.links.get(self.connections.get(&by?)?)?;
-        let owed = link.owed.iter().find(|(prefix, _)| topic.starts_with(prefix));
-        owed.map(|(_, announcer)| *announcer)
+        // of several prefixes that which was owed first
+        let owed = link.owed.iter().filter(|(prefix, _)| topic.starts_with(prefix));
+        owed.map(|(_, owed)| owed).min_by_key(|(_, order)| *order).map(|(announcer, _)| *announcer)
     }
 
     fn stream(&mut self, publisher: Uuid, epoch: u64, topic: &[u8]) -> Option<&mut Stream> {
@@ -380,6 +460,9 @@ impl Tracker {
         topic: &[u8],
         next: u64,
     ) -> bool {
+        if self.streams >= MAX_STREAMS {
+            self.forget_ended();
+        }
         if self.streams >= MAX_STREAMS {
             return false;
         }
@@ -398,6 +481,14 @@ impl Tracker {
         life.streams.insert(Bytes::copy_from_slice(topic), stream);
         self.streams += 1;
         true
+    }
+
+    /// Makes room: of what has ended nothing more is to come.
+    fn forget_ended(&mut self) {
+        for life in self.publishers.values_mut().flatten() {
+            life.streams.retain(|_, stream| !stream.is_final && !stream.end_unknown);
+        }
+        self.count();
     }
 
     fn count(&mut self) {
@@ -443,6 +534,12 @@ fn gap(publisher: Uuid, epoch: u64, topic: &[u8], from: u64, to: u64, cause: Syn
 /// Streams beyond that are delivered without being followed: some 20 MiB.
 const MAX_STREAMS: usize = 1 << 17;
 
+/// How long publishers have to show themselves to a service that took the place of another.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// A connection that was away for longer is no hiccup.
+const PATIENCE: Duration = Duration::from_secs(15);
+
 /// Connections that are gone and still known.
 const KEPT_CONNECTIONS: usize = 1024;
 
@@ -458,6 +555,7 @@ mod tests {
         tracker: Tracker,
         connections: u64,
         syncs: Vec<Sync>,
+        now: Instant,
     }
 
     fn endpoint() -> Endpoint {
@@ -483,7 +581,7 @@ mod tests {
         fn new() -> Self {
             let mut tracker = Tracker::default();
             tracker.register(b"a");
-            Self { tracker, connections: 0, syncs: Vec::new() }
+            Self { tracker, connections: 0, syncs: Vec::new(), now: Instant::now() }
         }
 
         fn by(&self) -> Option<ConnectionId> {
@@ -496,7 +594,7 @@ mod tests {
         }
 
         fn disconnect(&mut self) {
-            self.tracker.disconnected(ConnectionId(self.connections));
+            self.tracker.disconnected(ConnectionId(self.connections), self.now);
         }
 
         fn event(&mut self, publisher: u128, epoch: u64, sequence: u64) -> Verdict {
@@ -513,7 +611,7 @@ mod tests {
                 positions,
             };
             let by = self.by();
-            self.tracker.positions(by, &said, &mut self.syncs);
+            self.tracker.positions(by, &said, self.now, &mut self.syncs);
         }
 
         /// Publisher, epoch, from and to of what is missing.
@@ -648,6 +746,42 @@ mod tests {
         run.disconnect();
         let sync = run.connect(false).unwrap();
         assert_eq!(sync, Sync { missing: None, cause: SyncCause::Reconnected });
+    }
+
+    #[test]
+    fn who_does_not_come_to_a_services_successor_has_ended() {
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        run.event(7, 1, 1);
+        run.event(8, 1, 1);
+        run.disconnect();
+        run.connect(true);
+        run.said(2, true, vec![]);
+        run.said(2, false, vec![at(8, 1, 2, 1, false)]);
+        run.now += GRACE;
+        run.tracker.expire(run.now, &mut run.syncs);
+        assert_eq!(run.missing(), [(7, 1, 2, None)]);
+        run.tracker.expire(run.now + GRACE, &mut run.syncs);
+        assert_eq!(run.missing(), []);
+    }
+
+    #[test]
+    fn what_came_by_a_connection_that_stays_away_has_ended_unknown() {
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        run.event(7, 1, 1);
+        run.disconnect();
+        run.tracker.expire(run.now + GRACE, &mut run.syncs);
+        assert_eq!(run.missing(), [], "a hiccup");
+        run.tracker.expire(run.now + PATIENCE, &mut run.syncs);
+        assert_eq!(run.missing(), [(7, 1, 2, None)]);
+        run.tracker.expire(run.now + 2 * PATIENCE, &mut run.syncs);
+        assert_eq!(run.missing(), []);
+        run.connect(true);
+        run.said(1, true, vec![at(7, 1, 1, 3, false)]);
+        assert_eq!(run.missing(), [(7, 1, 2, Some(3))]);
     }
 
     #[test]

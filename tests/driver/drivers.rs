@@ -15,6 +15,7 @@ fn a_driver_is_found_by_its_alias_and_gives_the_same_objects_each_time() {
         "zmq_pubsub_multiproc_driver",
         "zmq",
         "zmq-multiproc",
+        "dragonflow.db.pubsub_drivers.zmq_pubsub_driver.ZMQPubSub",
     ] {
         let driver = drivers.load(alias, DriverContext::new(options())).unwrap();
         assert!(Arc::ptr_eq(&driver.get_publisher(), &driver.get_publisher()));

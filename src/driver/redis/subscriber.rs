@@ -535,7 +535,7 @@ impl Receiving {
                 baseline.begin(origin.publisher, origin.epoch, &topic);
             }
             Ok(Body::Positions(said)) => {
-                tracker.positions(None, &said, &mut missing);
+                tracker.positions(None, &said, std::time::Instant::now(), &mut missing);
                 baseline.keep_begun(&mut missing);
                 for position in said.positions.iter().filter(|said| said.topic == topic) {
                     baseline.begin(position.publisher, position.epoch, &topic);
