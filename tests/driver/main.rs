@@ -4,6 +4,7 @@
 
 mod books;
 mod drivers;
+mod endings;
 mod kills;
 mod multiproc;
 mod network;
