@@ -213,8 +213,9 @@ fn within(chosen: &[String], name: &str) -> bool {
 const BOTH: [&str; 2] = ["tcp", "ipc"];
 /// Of an event.
 const VALUES: [usize; 2] = [32, 1024];
-/// So that nothing is lost: libzmq's writers hear of what was read when it is half a mark.
-const WINDOW: u64 = 500;
+/// Fewer than the mark of 1000, so that nothing is lost, and there is room for what a service says
+/// of its streams.
+const WINDOW: u64 = 900;
 /// Round trips of a pipeline.
 const TRIPS: u64 = 10_000;
 const SIZES: [usize; 7] = [16, 64, 256, 1024, 8192, 65_536, 1_048_576];

@@ -18,7 +18,8 @@ pub const SETTINGS: &str = "built with -O2 and what its configure finds on Linux
      several subscribers are sockets of one context, drained in turn by one thread, idle ones are \
      1000 a context; subscribers with more than 900 prefixes have ZMQ_SNDHWM 0, without which they \
      drop subscriptions; ZMQ_LINGER -1 for senders; in pipelines the relay hands on each zmq_msg_t \
-     from PULL to XPUB, and bodies are MessagePack, made before";
+     from PULL to XPUB, with ZMQ_XPUB_NODROP where a window holds the producer back, and bodies are \
+     MessagePack, made before";
 
 pub fn version() -> String {
     let (major, minor, patch) = libzmq::version();
@@ -234,6 +235,8 @@ fn relay(role: &Role) -> libzmq::Result<Tally> {
     let context = Context::new();
     let (pull, publisher) =
         (socket(&context, SocketType::Pull, role)?, socket(&context, SocketType::XPub, role)?);
+    // else it drops although nothing waits: it looks once in a millisecond whether its peer has read
+    publisher.set(Opt::XPubNoDrop, i32::from(role.window.is_some()))?;
     pull.bind(&role.local)?;
     signals::listening(publisher.bind(&role.endpoint)?);
     let mut frame = Frame::new();
