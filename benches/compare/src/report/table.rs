@@ -210,7 +210,10 @@ fn table(metric: &Metric, rows: &[&Row]) -> String {
     let compared: Vec<_> = COMPARED
         .iter()
         .filter(|(_, ours, them)| {
-            present.contains(ours) && them.iter().any(|name| present.contains(name))
+            // a ratio of losses says nothing
+            metric.head != LOST.head
+                && present.contains(ours)
+                && them.iter().any(|name| present.contains(name))
         })
         .collect();
     let mut text = format!("\n{}:\n\n| |", metric.title);
