@@ -1,4 +1,5 @@
-//! Measures dragonwire against libzmq and the other Rust libraries, in two processes for each run.
+//! Measures dragonwire against libzmq and the other Rust libraries, in two processes for each run, and pipelines of
+//! three: the driver layer's beside those over bare sockets, libzmq and Redis.
 //!
 //! ```text
 //! compare [--quick] [--scenarios a,b] [--peers a,b] [--transports tcp,ipc] [--sizes 16,64]
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use peers::LIBRARIES;
+use peers::{LIBRARIES, Library};
 use report::{Machine, Report, table};
 use role::Role;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
@@ -127,9 +128,12 @@ impl Options {
     }
 
     fn measure(self) -> Result<(), String> {
-        let used = LIBRARIES.iter().filter(|library| {
-            self.plan.peers.is_empty() || self.plan.peers.iter().any(|name| name == library.name)
-        });
+        let tasks = self.plan.tasks();
+        let in_any = |library: &&Library| {
+            let all = tasks.iter().flat_map(|task| self.plan.libraries(task));
+            all.into_iter().any(|used| used.name == library.name)
+        };
+        let used = LIBRARIES.iter().filter(in_any);
         let mut report = Report {
             machine: Machine::this(),
             versions: used.clone().map(|l| (l.name.to_owned(), (l.version)())).collect(),
@@ -137,8 +141,8 @@ impl Options {
             command: self.command,
             rows: Vec::new(),
         };
-        for task in self.plan.tasks() {
-            let row = measure::row(&self.plan, &task);
+        for task in &tasks {
+            let row = measure::row(&self.plan, task);
             if row.cells.is_empty() {
                 continue;
             }

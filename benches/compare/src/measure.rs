@@ -1,4 +1,5 @@
-//! Measures a row: runs of two processes each, of one library after the other and again.
+//! Measures a row: runs of two processes each, three in a pipeline, of one library after the other
+//! and again.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -35,10 +36,10 @@ pub fn row(plan: &Plan, task: &Task) -> Row {
     }
 }
 
-/// How many messages take a library that long.
+/// How many messages take a library that long, where that is not given.
 fn calibrate(library: &Library, task: &Task, time: Duration) -> Result<u64, String> {
-    if task.counted() == Counted::Subscribers {
-        return Ok(0);
+    if task.counted() == Counted::Subscribers || task.role.count > 0 {
+        return Ok(task.role.count);
     }
     let role = &task.role;
     let octets = (role.size + 1000) * if role.topics == 1 { role.peers } else { 1 };
@@ -104,6 +105,8 @@ impl<'a> Series<'a> {
             let role = Role { count: self.count, ..task.role.clone() };
             (0..role.peers).map(|n| role.share(n)).sum::<u64>() * runs.len() as u64
         };
+        let of_relay = |run: &Run| Some(run.relay.as_ref()?.cpu_seconds / run.sent() * 1e6);
+        let relays: Vec<_> = runs.iter().filter_map(of_relay).collect();
         let received = runs.iter().map(|run| run.receive.messages).sum();
         Cell {
             library: self.library.name.to_owned(),
@@ -112,6 +115,8 @@ impl<'a> Series<'a> {
             megabytes: spread(&|run| run.rate(counted) * task.role.size as f64 / 1e6),
             cpu_per_million: spread(&|run| run.cpu() / run.counted(counted) * 1e6),
             published,
+            relay_cpu: (relays.len() == runs.len()).then(|| Spread::of(relays)),
+            told: runs.iter().map(|run| run.receive.told).sum(),
             memory_each: idle.then(|| spread(&|run| run.grown as f64 / task.role.peers as f64)),
             storm: idle.then(|| spread(&|run| run.storm)),
             expected,
@@ -147,6 +152,7 @@ struct Run {
     /// The sender's, the ping's, or the publisher's of idle subscribers.
     send: Tally,
     receive: Tally,
+    relay: Option<Tally>,
     /// Octets by which the publisher grew while its subscribers came.
     grown: u64,
     /// Seconds in which they did.
@@ -156,6 +162,9 @@ struct Run {
 
 impl Run {
     fn of(library: &Library, task: &Task, count: u64) -> Result<Self, String> {
+        if task.role.is_of_pipeline() {
+            return Self::of_pipeline(library, task, count);
+        }
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         let path = |name| format!("ipc://{}", folder.path().join(name).display());
         let (endpoint, back) = match task.transport {
@@ -221,10 +230,53 @@ impl Run {
         }
         let subscribers = task.role.peers;
         // of idle ones the publisher counts as the sender
-        Ok(match binds {
-            Verb::Pub => Self { send: binder, receive: connector, grown, storm, subscribers },
-            _ => Self { send: connector, receive: binder, grown, storm, subscribers },
+        let (send, receive) = match binds {
+            Verb::Pub => (binder, connector),
+            _ => (connector, binder),
+        };
+        Ok(Self { send, receive, relay: None, grown, storm, subscribers })
+    }
+
+    /// The relay first, then the consumer, and the producer when that has subscribed.
+    fn of_pipeline(library: &Library, task: &Task, count: u64) -> Result<Self, String> {
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let path = |name| format!("ipc://{}", folder.path().join(name).display());
+        let (endpoint, local) = (ANY_PORT.to_owned(), path("local"));
+        let back = task.role.window.map(|_| path("back"));
+        let asked = Role { count, endpoint, local, back, ..task.role.clone() };
+        let (events, mut stage) = Stage::new(library);
+        let start = |verb, side, endpoint: &str| {
+            let endpoint = endpoint.to_owned();
+            let role = Role { verb, endpoint, bind: verb == Verb::Relay, ..asked.clone() };
+            Process::spawn(library, &role, side, &events)
+        };
+        let mut relay = start(Verb::Relay, BINDER, ANY_PORT)?;
+        let (endpoint, _) = stage.line("listening ", BINDER)?;
+        let mut consumer = start(Verb::Consume, CONNECTOR, &endpoint)?;
+        stage.subscribed(1)?;
+        let mut producer = start(Verb::Produce, PRODUCER, &endpoint)?;
+        stage.end_of(PRODUCER)?;
+        consumer.go();
+        stage.end_of(CONNECTOR)?;
+        relay.go();
+        stage.end_of(BINDER)?;
+        for process in [&mut relay, &mut consumer, &mut producer] {
+            let status = process.0.wait().map_err(|error| error.to_string())?;
+            stage.check(status)?;
+        }
+        Ok(Self {
+            send: stage.tally(PRODUCER)?,
+            receive: stage.tally(CONNECTOR)?,
+            relay: Some(stage.tally(BINDER)?),
+            grown: 0,
+            storm: 0.0,
+            subscribers: 1,
         })
+    }
+
+    /// What the relay took.
+    fn sent(&self) -> f64 {
+        self.send.messages as f64
     }
 
     /// What the rate is a rate of.
@@ -250,11 +302,13 @@ impl Run {
     }
 
     fn cpu(&self) -> f64 {
-        self.send.cpu_seconds + self.receive.cpu_seconds
+        let relay = self.relay.as_ref().map_or(0.0, |relay| relay.cpu_seconds);
+        self.send.cpu_seconds + self.receive.cpu_seconds + relay
     }
 
     fn peak_rss(&self) -> u64 {
-        self.send.peak_rss.max(self.receive.peak_rss)
+        let relay = self.relay.as_ref().map_or(0, |relay| relay.peak_rss);
+        self.send.peak_rss.max(self.receive.peak_rss).max(relay)
     }
 }
 
@@ -274,6 +328,7 @@ type Side = usize;
 const BINDER: Side = 0;
 /// The first of them.
 const CONNECTOR: Side = 1;
+const PRODUCER: Side = 2;
 
 /// A measured process; killed if it is still there when it is dropped.
 struct Process(Child);

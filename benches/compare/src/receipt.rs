@@ -20,6 +20,8 @@ struct Shared {
     first: OnceLock<Instant>,
     last: Mutex<Option<Instant>>,
     sockets: Mutex<Vec<Arc<Cell>>>,
+    /// Messages that a socket was told to be missing, if it can be told.
+    told: OnceLock<AtomicU64>,
 }
 
 /// On a cache line of its own, since sockets may be on several threads.
@@ -33,15 +35,28 @@ pub struct Counter {
     shared: Arc<Shared>,
     cell: Arc<Cell>,
     seen: u64,
+    missing: u64,
     expected: u64,
 }
 
 impl Receipt {
     /// Begins to watch.
     pub fn watch() -> Self {
+        Self::watch_with(REST)
+    }
+
+    /// The same for a library that tells what is missing, for which it takes its time.
+    pub fn watch_telling() -> Self {
+        let receipt = Self::watch_with(SILENCE);
+        receipt.0.told.get_or_init(AtomicU64::default);
+        receipt
+    }
+
+    /// `rest` is how long it waits after the sender's end.
+    fn watch_with(rest: Duration) -> Self {
         let receipt = Self(Arc::default());
         let watched = receipt.clone();
-        std::thread::spawn(move || watched.give_up_in_the_end());
+        std::thread::spawn(move || watched.give_up_in_the_end(rest));
         receipt
     }
 
@@ -49,7 +64,7 @@ impl Receipt {
     pub fn counter(&self, expected: u64) -> Counter {
         let cell = Arc::<Cell>::default();
         self.0.sockets.lock().unwrap().push(Arc::clone(&cell));
-        Counter { shared: Arc::clone(&self.0), cell, seen: 0, expected }
+        Counter { shared: Arc::clone(&self.0), cell, seen: 0, missing: 0, expected }
     }
 
     /// When all sockets have what they should get.
@@ -60,14 +75,15 @@ impl Receipt {
 
     fn tally_until(&self, last: Instant) -> Tally {
         let seconds = self.0.first.get().map_or(0.0, |&first| (last - first).as_secs_f64());
-        Tally::of(self.messages(), seconds)
+        let told = self.0.told.get().map(|told| told.load(Ordering::Relaxed));
+        Tally { told, ..Tally::of(self.messages(), seconds) }
     }
 
     fn messages(&self) -> u64 {
         self.0.sockets.lock().unwrap().iter().map(|cell| cell.0.load(Ordering::Relaxed)).sum()
     }
 
-    fn give_up_in_the_end(&self) {
+    fn give_up_in_the_end(&self, rest: Duration) {
         let sender_gone = Go::listen();
         let (mut seen, mut since) = (0, Instant::now());
         loop {
@@ -78,7 +94,7 @@ impl Receipt {
                 continue;
             }
             let patience = match seen {
-                _ if sender_gone.said() => REST,
+                _ if sender_gone.said() => rest,
                 0 => PATIENCE,
                 _ => SILENCE,
             };
@@ -99,11 +115,26 @@ impl Counter {
         if self.seen == 1 {
             self.shared.first.get_or_init(Instant::now);
         }
-        if self.seen < self.expected {
+        if self.seen + self.missing < self.expected {
             return true;
         }
-        *self.shared.last.lock().unwrap() = Some(Instant::now());
+        self.pause();
         false
+    }
+
+    /// The messages that have come are all there is for now. Who waits for what is
+    /// [`missing`](Self::missing) says so, as the last message came before that.
+    pub fn pause(&self) {
+        *self.shared.last.lock().unwrap() = Some(Instant::now());
+    }
+
+    /// So many messages do not come. Are there more to come?
+    pub fn missing(&mut self, messages: u64) -> bool {
+        self.missing += messages;
+        if let Some(told) = self.shared.told.get() {
+            told.fetch_add(messages, Ordering::Relaxed);
+        }
+        self.seen + self.missing < self.expected
     }
 }
 

@@ -25,6 +25,12 @@ pub enum Verb {
     Pong,
     /// Subscribers that connect, subscribe, and stay.
     Idle,
+    /// Of a pipeline: makes events and hands them to the relay.
+    Produce,
+    /// Of a pipeline: takes events from a producer and publishes them.
+    Relay,
+    /// Of a pipeline: subscribes to the relay.
+    Consume,
 }
 
 /// What an asynchronous library runs on. Libraries that bring their own threads take no notice.
@@ -45,14 +51,17 @@ pub enum Runtime {
 pub struct Role {
     pub verb: Verb,
     /// Where to bind or connect: `tcp://127.0.0.1:*` for a binder is any port, or `ipc://PATH`.
+    /// Relay and consume: where events are published.
     pub endpoint: String,
+    /// Produce and relay: where events are handed over, `ipc://PATH`.
+    pub local: String,
     pub bind: bool,
     /// Ping: where to bind the PULL of the way back, said to the other side in the first message.
-    /// Streams, which go both ways, take no notice.
+    /// Streams, which go both ways, take no notice. Consume: where to bind the PUSH of its answers.
     pub back: Option<String>,
     /// Messages to send, or that are sent in all, a multiple of `topics`; round trips.
     pub count: u64,
-    /// Ping and pong: round trips before those that count.
+    /// Ping and pong, produce and consume: round trips before those that count.
     pub warm_up: u64,
     /// Octets of payload.
     pub size: usize,
@@ -68,6 +77,9 @@ pub struct Role {
     pub lossless: bool,
     /// So many of the subscriber sockets, the last ones, never receive.
     pub stalled: usize,
+    /// Produce: events that may be on their way, until the consumer has answered that they are
+    /// there; `None`: any number. With one the round trips are timed.
+    pub window: Option<u64>,
     pub runtime: Runtime,
 }
 
@@ -76,6 +88,7 @@ impl Default for Role {
         Self {
             verb: Verb::default(),
             endpoint: String::new(),
+            local: String::new(),
             bind: false,
             back: None,
             count: 0,
@@ -87,6 +100,7 @@ impl Default for Role {
             hwm: None,
             lossless: false,
             stalled: 0,
+            window: None,
             runtime: Runtime::default(),
         }
     }
@@ -138,9 +152,14 @@ impl Role {
         }
     }
 
-    /// Ping and pong: all of them.
+    /// Ping and pong, produce and consume: all of them.
     pub fn round_trips(&self) -> u64 {
         self.warm_up + self.count
+    }
+
+    /// Whether it is one of a pipeline's three.
+    pub fn is_of_pipeline(&self) -> bool {
+        matches!(self.verb, Verb::Produce | Verb::Relay | Verb::Consume)
     }
 
     /// The subscriber sockets that receive.

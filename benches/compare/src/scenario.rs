@@ -27,7 +27,7 @@ pub struct Plan {
 pub struct Task {
     pub scenario: &'static str,
     pub transport: &'static str,
-    /// The sender's (push, pub, ping) or the idle subscribers', without endpoint and count.
+    /// The sender's (push, pub, ping, produce) or the idle subscribers', without endpoint and count.
     pub role: Role,
 }
 
@@ -40,7 +40,7 @@ pub enum Counted {
     Subscribers,
 }
 
-pub const SCENARIOS: [&str; 9] = [
+pub const SCENARIOS: [&str; 12] = [
     "push-pull",
     "pub-sub",
     "pub-drop",
@@ -50,6 +50,9 @@ pub const SCENARIOS: [&str; 9] = [
     "ping-pong",
     "idle",
     "runtimes",
+    "pipeline",
+    "pipeline-window",
+    "pipeline-latency",
 ];
 
 impl Plan {
@@ -127,6 +130,23 @@ impl Plan {
                     }
                 }
             }
+            "pipeline" => {
+                for size in self.sizes(&VALUES) {
+                    row("tcp", Role { verb: Verb::Produce, size, ..Role::default() });
+                }
+            }
+            "pipeline-window" => {
+                for size in self.sizes(&VALUES) {
+                    let window = Some(WINDOW);
+                    row("tcp", Role { verb: Verb::Produce, size, window, ..Role::default() });
+                }
+            }
+            "pipeline-latency" => {
+                for size in self.sizes(&VALUES) {
+                    let timed = Role { window: Some(1), warm_up: 1000, ..Role::default() };
+                    row("tcp", Role { verb: Verb::Produce, size, count: TRIPS, ..timed });
+                }
+            }
             other => unreachable!("{other} is not in the list"),
         }
         tasks
@@ -155,6 +175,7 @@ impl Task {
     pub fn counted(&self) -> Counted {
         match self.role.verb {
             Verb::Ping => Counted::RoundTrips,
+            Verb::Produce if self.role.window == Some(1) => Counted::RoundTrips,
             Verb::Idle => Counted::Subscribers,
             _ if self.role.topics > 1 => Counted::Published,
             _ => Counted::Received,
@@ -163,7 +184,11 @@ impl Task {
 
     /// Whether the publisher may be faster than the subscribers.
     pub fn may_drop(&self) -> bool {
-        self.role.verb == Verb::Pub && !self.role.lossless
+        match self.role.verb {
+            Verb::Pub => !self.role.lossless,
+            Verb::Produce => self.role.window.is_none(),
+            _ => false,
+        }
     }
 
     pub fn parameters(&self) -> Parameters {
@@ -186,5 +211,12 @@ fn within(chosen: &[String], name: &str) -> bool {
 }
 
 const BOTH: [&str; 2] = ["tcp", "ipc"];
+/// Of an event.
+const VALUES: [usize; 2] = [32, 1024];
+/// Fewer than the mark of 1000, so that nothing is lost, and there is room for what a service says
+/// of its streams.
+const WINDOW: u64 = 900;
+/// Round trips of a pipeline.
+const TRIPS: u64 = 10_000;
 const SIZES: [usize; 7] = [16, 64, 256, 1024, 8192, 65_536, 1_048_576];
-const QUICK_SIZES: [usize; 3] = [64, 1024, 65_536];
+const QUICK_SIZES: [usize; 4] = [32, 64, 1024, 65_536];

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The line to the standard input means go: a publisher starts with what is measured, idle
-//! subscribers end, an idle publisher (whose count is 0) does too, and a receiver learns that the
-//! sender has ended.
+//! subscribers end, an idle publisher (whose count is 0) and a relay do too, and a receiver learns
+//! that the sender has ended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,8 +39,7 @@ impl Go {
         let said = Arc::new(AtomicBool::new(false));
         let go = Self(Arc::clone(&said));
         std::thread::spawn(move || {
-            let mut line = String::new();
-            std::io::stdin().read_line(&mut line).expect("the standard input can be read");
+            wait_for_go();
             said.store(true, Ordering::Release);
         });
         go
@@ -63,6 +62,17 @@ impl Go {
             tokio::time::sleep(GLANCE).await;
         }
     }
+}
+
+/// Waits for the driver's go where nothing else is to be done at it, without a look now and then.
+pub fn wait_for_go() {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).expect("the standard input can be read");
+}
+
+/// The same in a task.
+pub async fn go() {
+    tokio::task::spawn_blocking(wait_for_go).await.expect("waiting does not panic");
 }
 
 /// How long a publisher that cannot tell who is there waits between probes: longer for many

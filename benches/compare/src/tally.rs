@@ -7,12 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::role::Role;
 
-/// Peers fill in `messages`, `seconds`, and where they apply `latencies` and `note`; the rest is
-/// measured in [`print`](Self::print).
+/// Peers fill in `messages`, `seconds`, and where they apply `told`, `latencies` and `note`; the rest
+/// is measured in [`print`](Self::print), where what a server beside the process used is added.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Tally {
-    /// Sent or received; round trips.
+    /// Sent, relayed or received; round trips.
     pub messages: u64,
+    /// A consumer's: messages that it was told to be missing, if it can be told.
+    pub told: Option<u64>,
     /// A receiver's from its first message to its last, a sender's from before the first to the
     /// return of the last call; what the library still has to hand to the kernel is not in it.
     pub seconds: f64,
@@ -34,8 +36,8 @@ impl Tally {
     /// The last thing a measured process does.
     pub fn print(mut self) {
         let cpu = clock_gettime(ClockId::ProcessCPUTime);
-        self.cpu_seconds = cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9;
-        self.peak_rss = memory("self", "VmHWM:");
+        self.cpu_seconds += cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9;
+        self.peak_rss = self.peak_rss.max(memory("self", "VmHWM:"));
         println!("{}", serde_json::to_string(&self).expect("nothing in it can fail to be written"));
     }
 }

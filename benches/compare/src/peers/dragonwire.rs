@@ -23,8 +23,8 @@ pub fn version() -> String {
     super::locked_version("dragonwire")
 }
 
-pub fn declines(_role: &Role) -> bool {
-    false
+pub fn declines(role: &Role) -> bool {
+    role.is_of_pipeline()
 }
 
 pub fn declines_other(role: &Role) -> bool {
@@ -52,6 +52,7 @@ fn run_with(role: &Role, other: bool) -> Tally {
             Verb::Ping => ping(&role).await,
             Verb::Pong => pong(&role).await,
             Verb::Idle => idle(&role).await,
+            Verb::Produce | Verb::Relay | Verb::Consume => unreachable!("it is declined"),
         };
         done.unwrap_or_else(|error| panic!("{}: {error}", role.endpoint))
     })

@@ -1,9 +1,12 @@
 //! libzmq through its C API, with tight loops as in its own `perf/local_thr.cpp`.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dragonwire_interop::libzmq::{self, Context, Error, Frame, Opt, Socket, SocketType};
 
+use super::pipeline::{Answers, Done, Gate, TOPIC, msgpack};
 use crate::receipt::{Counter, Receipt};
 use crate::role::{PROBE, Role, Verb};
 use crate::signals::{self, Go};
@@ -14,7 +17,9 @@ pub const SETTINGS: &str = "built with -O2 and what its configure finds on Linux
      XPUB, which knows its subscribers (ZMQ_XPUB_VERBOSE), with ZMQ_XPUB_NODROP where lossless; \
      several subscribers are sockets of one context, drained in turn by one thread, idle ones are \
      1000 a context; subscribers with more than 900 prefixes have ZMQ_SNDHWM 0, without which they \
-     drop subscriptions; ZMQ_LINGER -1 for senders";
+     drop subscriptions; ZMQ_LINGER -1 for senders; in pipelines the relay hands on each zmq_msg_t \
+     from PULL to XPUB, with ZMQ_XPUB_NODROP where a window holds the producer back, and bodies are \
+     MessagePack, made before";
 
 pub fn version() -> String {
     let (major, minor, patch) = libzmq::version();
@@ -34,6 +39,9 @@ pub fn run(role: &Role) -> Tally {
         Verb::Ping => ping(role),
         Verb::Pong => pong(role),
         Verb::Idle => idle(role),
+        Verb::Relay => relay(role),
+        Verb::Produce => return produce(role).unwrap_or_else(|error| panic!("produce: {error}")),
+        Verb::Consume => return consume(role).unwrap_or_else(|error| panic!("consume: {error}")),
     };
     tally.unwrap_or_else(|error| panic!("{}: {error}", role.endpoint))
 }
@@ -203,6 +211,90 @@ fn pong(role: &Role) -> libzmq::Result<Tally> {
         push.send_frame(&mut frame, false)?;
     }
     Ok(Tally::default())
+}
+
+fn produce(role: &Role) -> Done<Tally> {
+    let tokio = runtime()?;
+    let context = Context::new();
+    let push = socket(&context, SocketType::Push, role)?;
+    push.connect(&role.local)?;
+    let body = msgpack(role);
+    let mut gate = tokio.block_on(Gate::of(role))?;
+    let events = role.round_trips();
+    for sent in 0..events {
+        if !gate.is_open(sent) {
+            tokio.block_on(gate.pass(sent))?;
+        }
+        push.send_frame(&mut Frame::copied(TOPIC.as_bytes()), true)?;
+        push.send_frame(&mut Frame::copied(&body), false)?;
+    }
+    tokio.block_on(gate.tally(events))
+}
+
+fn relay(role: &Role) -> libzmq::Result<Tally> {
+    let context = Context::new();
+    let (pull, publisher) =
+        (socket(&context, SocketType::Pull, role)?, socket(&context, SocketType::XPub, role)?);
+    // else it drops although nothing waits: it looks once in a millisecond whether its peer has read
+    publisher.set(Opt::XPubNoDrop, i32::from(role.window.is_some()))?;
+    pull.bind(&role.local)?;
+    signals::listening(publisher.bind(&role.endpoint)?);
+    let mut frame = Frame::new();
+    // the one subscription
+    publisher.recv_frame(&mut frame)?;
+    signals::subscribed();
+    let relayed = Arc::new(AtomicU64::new(0));
+    let watched = Arc::clone(&relayed);
+    std::thread::spawn(move || {
+        signals::wait_for_go();
+        Tally::of(watched.load(Ordering::Relaxed), 0.0).print();
+        std::process::exit(0);
+    });
+    loop {
+        pull.recv_frame(&mut frame)?;
+        let more = frame.more();
+        publisher.send_frame(&mut frame, more)?;
+        if !more {
+            relayed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn consume(role: &Role) -> Done<Tally> {
+    let tokio = runtime()?;
+    let context = Context::new();
+    let subscriber = socket(&context, SocketType::Sub, role)?;
+    subscriber.set(Opt::Linger, 0)?;
+    subscriber.subscribe(TOPIC)?;
+    subscriber.connect(&role.endpoint)?;
+    let mut answers = tokio.block_on(Answers::of(role))?;
+    let receipt = Receipt::watch();
+    let mut counter = receipt.counter(role.round_trips());
+    let mut frame = Frame::new();
+    loop {
+        subscriber.recv_frame(&mut frame)?;
+        if frame.more() {
+            continue;
+        }
+        let more = counter.one();
+        if answers.are_due(1) {
+            tokio.block_on(async {
+                let said = answers.say().await;
+                // the connection's task writes it
+                tokio::task::yield_now().await;
+                said
+            })?;
+        }
+        if !more {
+            tokio.block_on(answers.close());
+            return Ok(receipt.tally());
+        }
+    }
+}
+
+/// For the answers, which are dragonwire's for all.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 fn receive(socket: &Socket, counter: &mut Counter) -> libzmq::Result<()> {

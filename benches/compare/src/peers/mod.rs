@@ -1,14 +1,19 @@
 //! The libraries that are compared, one file each: the raw floor, a bare tokio stream, libzmq,
-//! dragonwire, and the Rust libraries from the registry.
+//! dragonwire, and the Rust libraries from the registry; and the pipelines (`pipeline.rs`): the
+//! driver layer's, those over bare sockets and over Redis. libzmq has one too.
 //!
 //! Such a file has three functions: `run` does what a [`Role`] says in this process, `declines`
 //! tells beforehand which rows are not about it, and `version` which one is built in;
 //! and a constant `SETTINGS`, in which options that are not the library's defaults are stated.
 
+pub mod bare;
 pub mod dragonwire;
+pub mod driver;
 pub mod libzmq;
 pub mod omq;
+pub mod pipeline;
 pub mod raw;
+pub mod redis;
 pub mod rzmq;
 pub mod tokio_stream;
 pub mod zeromq;
@@ -29,7 +34,7 @@ pub struct Library {
 }
 
 /// In the order of the tables.
-pub const LIBRARIES: [Library; 8] = [
+pub const LIBRARIES: [Library; 14] = [
     Library {
         name: "raw",
         settings: raw::SETTINGS,
@@ -85,6 +90,48 @@ pub const LIBRARIES: [Library; 8] = [
         version: rzmq::version,
         declines: rzmq::declines,
         run: rzmq::run,
+    },
+    Library {
+        name: "driver",
+        settings: driver::SETTINGS,
+        version: driver::version,
+        declines: driver::declines,
+        run: driver::run,
+    },
+    Library {
+        name: "driver-msgpack",
+        settings: driver::SETTINGS_MSGPACK,
+        version: driver::version,
+        declines: driver::declines,
+        run: driver::run_msgpack,
+    },
+    Library {
+        name: "service-raw",
+        settings: bare::SETTINGS_SERVICE,
+        version: bare::version,
+        declines: bare::declines,
+        run: bare::run_service,
+    },
+    Library {
+        name: "bare",
+        settings: bare::SETTINGS,
+        version: bare::version,
+        declines: bare::declines,
+        run: bare::run,
+    },
+    Library {
+        name: "redis-driver",
+        settings: driver::SETTINGS_REDIS,
+        version: driver::version,
+        declines: driver::declines,
+        run: driver::run_redis,
+    },
+    Library {
+        name: "redis",
+        settings: redis::SETTINGS,
+        version: redis::version,
+        declines: redis::declines,
+        run: redis::run,
     },
 ];
 

@@ -40,8 +40,8 @@ pub fn version() -> String {
     super::locked_version("omq-tokio")
 }
 
-pub fn declines(_role: &Role) -> bool {
-    false
+pub fn declines(role: &Role) -> bool {
+    role.is_of_pipeline()
 }
 
 pub fn run(role: &Role) -> Tally {
@@ -58,6 +58,7 @@ pub fn run(role: &Role) -> Tally {
             Verb::Pong if direct => pong_directly(&role).await,
             Verb::Pong => pong(&role).await,
             Verb::Idle => stay(&role).await,
+            Verb::Produce | Verb::Relay | Verb::Consume => unreachable!("it is declined"),
         }
     })
 }

@@ -27,7 +27,7 @@ pub fn version() -> String {
 
 pub fn declines(role: &Role) -> bool {
     let drops = role.verb == Verb::Pub && !role.lossless;
-    drops || role.verb == Verb::Idle
+    drops || role.verb == Verb::Idle || role.is_of_pipeline()
 }
 
 pub fn run(role: &Role) -> Tally {
@@ -38,7 +38,9 @@ pub fn run(role: &Role) -> Tally {
         Verb::Sub => receive(role, (0..role.peers).map(|_| connect(&role.endpoint)).collect()),
         Verb::Ping => ping(role),
         Verb::Pong => pong(role),
-        Verb::Idle => unreachable!("it is declined"),
+        Verb::Idle | Verb::Produce | Verb::Relay | Verb::Consume => {
+            unreachable!("it is declined")
+        }
     }
 }
 

@@ -42,8 +42,8 @@ pub fn version() -> String {
     super::locked_version("rzmq")
 }
 
-pub fn declines(_role: &Role) -> bool {
-    false
+pub fn declines(role: &Role) -> bool {
+    role.is_of_pipeline()
 }
 
 pub fn run(role: &Role) -> Tally {
@@ -58,6 +58,7 @@ pub fn run(role: &Role) -> Tally {
             Verb::Ping => ping(&role, &context).await,
             Verb::Pong => pong(&role, &context).await,
             Verb::Idle => stay(&role).await,
+            Verb::Produce | Verb::Relay | Verb::Consume => unreachable!("it is declined"),
         }
     })
 }

@@ -36,8 +36,8 @@ pub fn version() -> String {
     super::locked_version("zeromq")
 }
 
-pub fn declines(_role: &Role) -> bool {
-    false
+pub fn declines(role: &Role) -> bool {
+    role.is_of_pipeline()
 }
 
 pub fn run(role: &Role) -> Tally {
@@ -52,6 +52,7 @@ pub fn run(role: &Role) -> Tally {
             Verb::Ping => ping(&role).await,
             Verb::Pong => pong(&role).await,
             Verb::Idle => stay(&role).await,
+            Verb::Produce | Verb::Relay | Verb::Consume => unreachable!("it is declined"),
         };
         Tally { note: note(&role), ..tally }
     })

@@ -83,12 +83,11 @@ impl Machine {
 /// One line of the table: the same task for each library.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Row {
-    /// `push-pull`, `pub-sub`, `pub-drop`, `fan-out`, `stalled`, `matching`, `ping-pong`, `idle` or
-    /// `runtimes`.
+    /// One of `scenario::SCENARIOS`.
     pub scenario: String,
-    /// `tcp` or `ipc`.
+    /// `tcp` or `ipc`; in pipelines the consumer's.
     pub transport: String,
-    /// Octets of payload.
+    /// Octets of payload; in pipelines of the event's value.
     pub size: usize,
     pub parameters: Parameters,
     /// In the order of `peers::LIBRARIES`.
@@ -114,14 +113,19 @@ pub struct Cell {
     /// That came to a result. If there are none, the note tells why, and all else is 0.
     pub runs: usize,
     /// A second: messages received (by all subscribers together), but in `matching` messages
-    /// published, in `ping-pong` round trips, in `idle` subscribers that have come.
+    /// published, in `ping-pong` and `pipeline-latency` round trips, in `idle` subscribers that have come.
     pub rate: Spread,
     /// Payload a second, in units of 10^6 octets.
     pub megabytes: Spread,
-    /// CPU seconds of both processes per million of what `rate` counts.
+    /// CPU seconds of all processes per million of what `rate` counts.
     pub cpu_per_million: Spread,
-    /// Messages a second that the publisher was rid of: `pub-drop`, `stalled` and `matching`.
+    /// Messages a second that the publisher was rid of: `pub-drop`, `stalled`, `matching` and
+    /// `pipeline`.
     pub published: Option<Spread>,
+    /// CPU seconds of the relay per million events that it took.
+    pub relay_cpu: Option<Spread>,
+    /// Events that the consumer was told to be missing, in all runs, if it can be told.
+    pub told: Option<u64>,
     /// Octets by which the publisher grew for each subscriber: `idle`.
     pub memory_each: Option<Spread>,
     /// Seconds from the first connect until all subscribers were there: `idle`.
@@ -130,11 +134,11 @@ pub struct Cell {
     pub expected: u64,
     /// Messages that should have come and did not, in all runs.
     pub lost: u64,
-    /// Octets, of the larger of the two processes, the largest of all runs.
+    /// Octets, of the largest of the processes, the largest of all runs.
     pub peak_rss: u64,
-    /// `ping-pong`: for each figure the median of the runs.
+    /// `ping-pong` and `pipeline-latency`: for each figure the median of the runs.
     pub latencies: Option<Latencies>,
-    /// `ping-pong`: of the median round trips of the runs, in nanoseconds.
+    /// The same two: of the median round trips of the runs, in nanoseconds.
     pub p50: Option<Spread>,
     /// What went wrong, or what a reader should know.
     pub note: Option<String>,

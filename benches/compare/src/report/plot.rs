@@ -14,7 +14,9 @@ pub fn plots(report: &Report) -> Vec<(String, String)> {
     let mut plots = Vec::new();
     for (kind, scenarios) in [
         (&THROUGHPUT, &["push-pull", "pub-sub", "pub-drop"][..]),
+        (&THROUGHPUT, &["pipeline", "pipeline-window"]),
         (&CPU, &["push-pull", "pub-sub", "pub-drop"]),
+        (&RELAY_CPU, &["pipeline", "pipeline-window"]),
         (&FAN_OUT, &["fan-out"]),
         (&MATCHING, &["matching"]),
     ] {
@@ -24,7 +26,8 @@ pub fn plots(report: &Report) -> Vec<(String, String)> {
             }
         }
     }
-    for row in report.rows.iter().filter(|row| row.scenario == "ping-pong") {
+    let timed = ["ping-pong", "pipeline-latency"];
+    for row in report.rows.iter().filter(|row| timed.contains(&row.scenario.as_str())) {
         plots.extend(latency(report, row));
     }
     plots
@@ -77,6 +80,15 @@ const CPU: Kind = Kind {
     y_title: "CPU seconds per million messages",
     y: |cell| cell.cpu_per_million,
     better: "sender and receiver together, less is better",
+    ..THROUGHPUT
+};
+
+const RELAY_CPU: Kind = Kind {
+    file: "relay-cpu",
+    figure: "CPU seconds of the relay per million events",
+    y_title: "CPU seconds per million events that it took",
+    y: |cell| cell.relay_cpu.unwrap_or_default(),
+    better: "less is better",
     ..THROUGHPUT
 };
 
@@ -163,7 +175,11 @@ fn latency(report: &Report, row: &Row) -> Option<(String, String)> {
         x,
         lines,
     };
-    Some((format!("latency-{}-{}.svg", row.transport, row.parameters.runtime), chart.svg()))
+    let name = match row.scenario.as_str() {
+        "ping-pong" => format!("latency-{}-{}.svg", row.transport, row.parameters.runtime),
+        scenario => format!("{scenario}-{}.svg", row.size),
+    };
+    Some((name, chart.svg()))
 }
 
 /// A line for each library that `draw` has a path and marks for; `None` if that is none at all.
@@ -234,6 +250,9 @@ fn heading(row: &Row) -> String {
         "fan-out" => format!("Fan-out of {size} {over}"),
         "matching" => format!("Matching of subscriptions {over}"),
         "ping-pong" => format!("Ping-pong of {size} {over}, {}", runtime(row)),
+        "pipeline" => "Pipeline at full speed".to_owned(),
+        "pipeline-window" => "Pipeline without loss".to_owned(),
+        "pipeline-latency" => format!("Pipeline, value of {size}"),
         other => format!("{other} {over}"),
     }
 }
@@ -266,7 +285,8 @@ fn subtitle(rows: &[&Row], better: &str) -> String {
     }
     let runs = rows.iter().flat_map(|row| &row.cells).map(|cell| cell.runs).max();
     if let Some(runs @ 2..) = runs {
-        let whiskers = if scenario == "ping-pong" { "whiskers at 50 %" } else { "whiskers" };
+        let timed = ["ping-pong", "pipeline-latency"].contains(&scenario);
+        let whiskers = if timed { "whiskers at 50 %" } else { "whiskers" };
         parts.push(format!("median of {runs} runs, {whiskers} from minimum to maximum"));
     }
     parts.push(better.to_owned());
@@ -299,6 +319,7 @@ mod tests {
 
     /// Of all libraries, the n-th of which is n times as slow as the first.
     fn row(scenario: &str, transport: &str, size: usize) -> Row {
+        let timed = ["ping-pong", "pipeline-latency"].contains(&scenario);
         let cells = LIBRARIES.iter().zip(1u32..).map(|(library, n)| {
             let n = f64::from(n);
             let spread = |median: f64| Spread { median, min: median * 0.8, max: median * 1.3 };
@@ -308,8 +329,9 @@ mod tests {
                 runs: 5,
                 rate: spread(3e8 / (size as f64 + 20.0) / n),
                 cpu_per_million: spread(n * (size as f64 + 60.0) / 2000.0),
-                latencies: (scenario == "ping-pong").then(|| Latencies::of(trips.collect())),
-                p50: (scenario == "ping-pong").then(|| spread(n * 25_000.0 + 10_000.0)),
+                relay_cpu: scenario.starts_with("pipeline").then(|| spread(n / 10.0)),
+                latencies: timed.then(|| Latencies::of(trips.collect())),
+                p50: timed.then(|| spread(n * 25_000.0 + 10_000.0)),
                 ..Cell::default()
             }
         });
@@ -353,6 +375,9 @@ mod tests {
                 rows.push(row);
             }
         }
+        for scenario in ["pipeline", "pipeline-window", "pipeline-latency"] {
+            rows.extend([32, 1024].map(|size| row(scenario, "tcp", size)));
+        }
         report(rows)
     }
 
@@ -372,7 +397,7 @@ mod tests {
     #[test]
     fn every_plot_is_well_formed_and_all_libraries_are_in_it() {
         let plots = plots(&everything());
-        assert_eq!(plots.len(), 20);
+        assert_eq!(plots.len(), 26);
         for (name, svg) in plots {
             let texts = roxmltree::Document::parse(&svg).unwrap();
             for library in &LIBRARIES {
@@ -393,9 +418,13 @@ mod tests {
                 "throughput-push-pull-tcp.svg",
                 "throughput-pub-sub-tcp.svg",
                 "throughput-pub-drop-tcp.svg",
+                "throughput-pipeline-tcp.svg",
+                "throughput-pipeline-window-tcp.svg",
                 "cpu-push-pull-tcp.svg",
                 "cpu-pub-sub-tcp.svg",
                 "cpu-pub-drop-tcp.svg",
+                "relay-cpu-pipeline-tcp.svg",
+                "relay-cpu-pipeline-window-tcp.svg",
                 "fan-out-tcp.svg",
                 "matching-tcp.svg",
                 "latency-tcp-current-thread.svg",

@@ -77,6 +77,28 @@ const P999: Metric = Metric {
     of: |cell| cell.latencies.as_ref().map(|of| Spread::of(vec![of.p999 as f64])),
     ..P50
 };
+const TAKEN: Metric = Metric {
+    title: "Events a second that the relay took",
+    head: "taken/s",
+    of: |cell| cell.published,
+    ..RECEIVED
+};
+const RELAY_CPU: Metric = Metric {
+    title: "CPU seconds of the relay per million events that it took",
+    head: "relay CPU s/M",
+    of: |cell| cell.relay_cpu,
+    ..CPU
+};
+const CPU_OF_PIPELINE: Metric =
+    Metric { title: "CPU seconds of all three processes per million events received", ..CPU };
+const CPU_OF_ANSWERED: Metric =
+    Metric { title: "CPU seconds of all three processes per million round trips", ..CPU };
+const LOST: Metric = Metric {
+    title: "Events that were lost, in %",
+    head: "lost %",
+    of: |cell| Some(Spread::of(vec![cell.lost as f64 / cell.expected as f64 * 100.0])),
+    ..CPU
+};
 const STORM: Metric = Metric {
     title: "Until all have connected and subscribed, in seconds",
     head: "all there s",
@@ -100,6 +122,9 @@ fn metrics(scenario: &str) -> &'static [Metric] {
         "matching" => &[MATCHED, CPU],
         "ping-pong" => &[P50, P90, P99, P999, CPU_OF_TRIPS],
         "idle" => &[STORM, MEMORY],
+        "pipeline" => &[RECEIVED, TAKEN, LOST, RELAY_CPU, CPU_OF_PIPELINE],
+        "pipeline-window" => &[RECEIVED, RELAY_CPU, CPU_OF_PIPELINE],
+        "pipeline-latency" => &[P50, P99, P999, CPU_OF_ANSWERED],
         _ => &[RECEIVED, MEGABYTES, CPU],
     }
 }
@@ -113,7 +138,7 @@ pub fn terminal(row: &Row) -> String {
     for cell in &row.cells {
         let mut line = vec![cell.library.clone()];
         line.extend(metrics.iter().map(|metric| figure(metric, cell)));
-        line.push(lost(cell).unwrap_or_default());
+        line.push(lost(cell).map(|lost| lost + &told(cell)).unwrap_or_default());
         line.push(match cell.runs {
             0 => "-".to_owned(),
             _ => significant(cell.peak_rss as f64 / f64::from(1 << 20)),
@@ -184,14 +209,18 @@ fn table(metric: &Metric, rows: &[&Row]) -> String {
         .collect();
     let compared: Vec<_> = COMPARED
         .iter()
-        .filter(|(_, them)| them.iter().any(|name| present.contains(name)))
+        .filter(|(_, ours, them)| {
+            // a ratio of losses says nothing
+            metric.head != LOST.head
+                && present.contains(ours)
+                && them.iter().any(|name| present.contains(name))
+        })
         .collect();
-    let compared = if present.contains(OURS) { compared } else { Vec::new() };
     let mut text = format!("\n{}:\n\n| |", metric.title);
     for library in &libraries {
         write!(text, " {library} |").ok();
     }
-    for (title, _) in &compared {
+    for (title, ..) in &compared {
         write!(text, " {title} |").ok();
     }
     write!(text, "\n| --- |{}\n", " ---: |".repeat(libraries.len() + compared.len())).ok();
@@ -206,10 +235,10 @@ fn table(metric: &Metric, rows: &[&Row]) -> String {
             let median = (metric.of)(cell(name).filter(|cell| cell.runs > 0)?)?.median;
             (median > 0.0).then_some(median)
         };
-        for (_, them) in &compared {
+        for (_, ours, them) in &compared {
             let better = |a: f64, b: f64| if metric.more_is_better { a.max(b) } else { a.min(b) };
             let best = them.iter().filter_map(median).reduce(better);
-            let ratio = median(&OURS).zip(best).map(|(ours, theirs)| ours / theirs);
+            let ratio = median(ours).zip(best).map(|(ours, theirs)| ours / theirs);
             write!(text, " {} |", ratio.map_or(String::new(), significant)).ok();
         }
         text.push('\n');
@@ -221,7 +250,7 @@ fn notes(rows: &[&Row]) -> String {
     let mut text = String::new();
     for row in rows {
         for cell in &row.cells {
-            let lost = lost(cell).map(|lost| format!("lost {lost}"));
+            let lost = lost(cell).map(|lost| format!("lost {lost}{}", told(cell)));
             let what: Vec<_> = lost.into_iter().chain(cell.note.clone()).collect();
             if !what.is_empty() {
                 writeln!(text, "- {}, {}: {}", name(row), cell.library, what.join("; ")).ok();
@@ -244,6 +273,9 @@ fn name(row: &Row) -> String {
         "matching" => format!("{transport}, {} prefixes each", grouped(parameters.prefixes)),
         "ping-pong" => format!("{transport}, {}", parameters.runtime),
         "idle" => format!("{transport}, {subscribers}"),
+        "pipeline" | "pipeline-window" | "pipeline-latency" => {
+            format!("value of {} B", grouped(row.size))
+        }
         "runtimes" => format!("{transport}, {} B, {}", grouped(row.size), parameters.runtime),
         _ => format!("{transport}, {} B", grouped(row.size)),
     }
@@ -271,6 +303,15 @@ fn lost(cell: &Cell) -> Option<String> {
     (cell.lost > 0).then(|| format!("{} %", significant(percent)))
 }
 
+/// Whether the subscriber knows of it.
+fn told(cell: &Cell) -> String {
+    match cell.told {
+        Some(told) if told == cell.lost => ", and the consumer was told of each".to_owned(),
+        Some(told) => format!(", of {} messages {told} told", cell.lost),
+        None => String::new(),
+    }
+}
+
 /// Three digits or so.
 fn significant(figure: f64) -> String {
     match figure {
@@ -294,14 +335,15 @@ fn grouped(number: usize) -> String {
     text
 }
 
-const OURS: &str = "dragonwire";
-
-/// What dragonwire's figure is divided by: the best of these.
-const COMPARED: [(&str, &[&str]); 4] = [
-    ("dragonwire / libzmq", &["libzmq"]),
-    ("/ best Rust library", &["zeromq", "omq", "rzmq"]),
-    ("/ raw", &["raw"]),
-    ("/ tokio stream", &["tokio-stream"]),
+/// Whose figure is divided by that of the best of which.
+const COMPARED: [(&str, &str, &[&str]); 7] = [
+    ("dragonwire / libzmq", "dragonwire", &["libzmq"]),
+    ("/ best Rust library", "dragonwire", &["zeromq", "omq", "rzmq"]),
+    ("/ raw", "dragonwire", &["raw"]),
+    ("/ tokio stream", "dragonwire", &["tokio-stream"]),
+    ("service-raw / bare", "service-raw", &["bare"]),
+    ("driver / libzmq", "driver", &["libzmq"]),
+    ("driver / redis-driver", "driver", &["redis-driver"]),
 ];
 
 #[cfg(test)]

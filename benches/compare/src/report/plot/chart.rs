@@ -136,6 +136,12 @@ fn pen(library: &str) -> Pen {
         "rzmq" => ("#d98e04", 2.0, "", Shape::Wedge),
         "raw" => ("#57606a", 1.5, "7 4", Shape::Square),
         "tokio-stream" => ("#8c959f", 1.5, "2 3", Shape::Diamond),
+        "driver" => ("#d1242f", STRONGEST, "8 4", Shape::Diamond),
+        "driver-msgpack" => ("#e8838a", 2.0, "", Shape::Wedge),
+        "service-raw" => ("#953800", 2.0, "", Shape::Triangle),
+        "bare" => ("#57606a", 2.0, "", Shape::Circle),
+        "redis-driver" => ("#bf3989", 2.0, "", Shape::Square),
+        "redis" => ("#bf3989", 2.0, "6 3", Shape::Wedge),
         _ => ("#1f2328", 1.5, "1 3", Shape::Circle),
     };
     Pen { colour, width, dash, shape }
@@ -195,9 +201,9 @@ mod tests {
     }
 
     #[test]
-    fn dragonwire_is_drawn_strongest() {
+    fn dragonwires_own_are_drawn_strongest() {
         let strongest: Vec<&str> =
             LIBRARIES.iter().map(|l| l.name).filter(|name| pen(name).is_strongest()).collect();
-        assert_eq!(strongest, ["dragonwire"]);
+        assert_eq!(strongest, ["dragonwire", "driver"]);
     }
 }
