@@ -169,6 +169,11 @@ impl DriverArgs {
         if let Some(directory) = &directory {
             context = context.with_directory(directory.clone());
         }
+        // whoever publishes there next can say where this one ended
+        if side == Side::Publisher && options.state_path.is_some() && !is_multiproc(&alias) {
+            let (address, port) = (&options.publisher_bind_address, options.publisher_port);
+            context = context.with_process_name(&format!("publish {alias} {address}:{port}"));
+        }
         let driver = match Drivers::new().load(&alias, context) {
             Err(DriverError::UnknownDriver { .. }) if is_redis(&alias) => {
                 let reason = format!(

@@ -70,7 +70,7 @@ pub(crate) async fn run(args: PublishArgs, console: &Console) -> Result<Ending, 
     let refused = Arc::new(AtomicU64::new(0));
     let sending = async {
         publisher.initialize().await?;
-        if let Some(endpoint) = publisher.endpoint() {
+        if let Some(endpoint) = publisher.endpoint().filter(|_| chosen.is_network()) {
             console.say(format!("bound {endpoint}"));
         }
         say_ready(console).await;

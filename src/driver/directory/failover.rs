@@ -25,8 +25,8 @@ use super::{Change, Directory, DirectoryError, Rows};
 /// processes write to the same key the last one to come wins. A write that no directory took is an
 /// error and is still made by the first that comes back, unless a newer one has taken its place.
 ///
-/// Rows are read from the first directory that is not known to be away or behind; when it does not
-/// answer within a second the next is asked as well. A stream of changes follows one directory until
+/// Rows are read from the directory that answered last, at first the first one, unless it is known to
+/// be away or behind; when it does not answer within a second the next is asked as well. A stream of changes follows one directory until
 /// that is lost, and then another that can be reached: [`Change::All`] comes in between.
 pub struct FailoverDirectory {
     shared: Arc<Shared>,
@@ -49,6 +49,8 @@ struct State {
     own: BTreeMap<Name, Own>,
     /// By directory.
     away: Vec<Option<Away>>,
+    /// The one that was read from last: one that comes back may lack what others wrote meanwhile.
+    read: usize,
     /// The keepers have been started.
     kept: bool,
 }
@@ -84,7 +86,7 @@ impl FailoverDirectory {
     pub fn new(directories: Vec<Arc<dyn Directory>>) -> Self {
         let away = directories.iter().map(|_| None).collect();
         let stop = CancellationToken::new();
-        let state = State { writes: 0, own: BTreeMap::new(), away, kept: false };
+        let state = State { writes: 0, own: BTreeMap::new(), away, read: 0, kept: false };
         let shared = Shared {
             directories,
             state: Mutex::new(state),
@@ -152,7 +154,9 @@ impl FailoverDirectory {
                 () = shared.stop.cancelled() => return Err(DirectoryError::Closed),
                 answer = asked.next() => match answer {
                     Some((index, Ok(answer))) => {
-                        shared.lock().is_back(index);
+                        let mut state = shared.lock();
+                        state.is_back(index);
+                        state.read = index;
                         return Ok(answer);
                     }
                     Some((index, Err(error))) => {
@@ -400,13 +404,14 @@ impl State {
         }
     }
 
-    /// Those that have this process's writes and are not away first, each part in the order given.
+    /// Those that have this process's writes and are not away first, of these the one read from last,
+    /// then in the order given.
     fn reading_order(&self) -> VecDeque<usize> {
         let mut order: Vec<_> = (0..self.away.len()).collect();
         order.sort_by_key(|index| {
             let away = self.away.get(*index).and_then(Option::as_ref);
             let away = away.is_some_and(|away| away.since.elapsed() < AWAY);
-            (away, self.own.values().any(|own| own.is_pending(*index)))
+            (away, self.own.values().any(|own| own.is_pending(*index)), *index != self.read)
         });
         order.into()
     }
