@@ -24,7 +24,7 @@ pub fn version() -> String {
     let said = server.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     let version = said.as_deref().ok().and_then(|said| said.split("v=").nth(1)?.split(' ').next());
     let crate_version = super::locked_version("redis");
-    format!("server {}, crate {crate_version}", version.unwrap_or("missing"))
+    format!("{}, crate {crate_version}", version.unwrap_or("missing"))
 }
 
 pub fn declines(role: &Role) -> bool {
