@@ -225,7 +225,8 @@ impl Follower {
 
     fn tell_ends(&mut self) {
         let now = Instant::now();
-        while let Some((_, ends)) = self.ends.pop_front_if(|(due, _)| *due <= now) {
+        while self.ends.front().is_some_and(|(due, _)| *due <= now) {
+            let Some((_, ends)) = self.ends.pop_front() else { return };
             self.subscriber.learn_ends(&ends);
         }
     }
