@@ -46,6 +46,10 @@ struct Life {
     /// The endpoint that it was heard of by last.
     by: Option<Endpoint>,
     streams: HashMap<Bytes, Stream>,
+    /// A later one has begun: where this one ended may still be told, with the greeting that follows
+    /// the first events, until then.
+    superseded: bool,
+    ends_at: Option<Instant>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -266,7 +270,7 @@ impl Tracker {
     ) -> Verdict {
         let Origin { publisher, epoch, sequence } = *origin;
         if self.stream(publisher, epoch, topic).is_none() {
-            self.end_earlier_lives(publisher, epoch, missing);
+            self.end_earlier_lives(by, publisher, epoch, missing);
             let first = if self.owed(by, topic).is_some() { 1 } else { sequence };
             if !self.begin(by, publisher, epoch, topic, first) {
                 return Verdict::Deliver;
@@ -303,7 +307,7 @@ impl Tracker {
                 self.position(by, announcer, position, missing);
             }
         }
-        self.end_earlier_lives(said.announcer, said.announcer_epoch, missing);
+        self.end_earlier_lives(by, said.announcer, said.announcer_epoch, missing);
         let Some(prefix) = &said.complete_for else { return };
         let Some(endpoint) = by.and_then(|by| self.connections.get(&by)).cloned() else { return };
         let Some(link) = self.links.get_mut(&endpoint) else { return };
@@ -351,6 +355,10 @@ impl Tracker {
         }
         for (publisher, lives) in &mut self.publishers {
             for life in lives {
+                if life.superseded && now >= *life.ends_at.get_or_insert(now + GRACE) {
+                    life.end(*publisher, missing, |_| true);
+                    (life.superseded, life.ends_at) = (false, None);
+                }
                 let Some(by) = &life.by else { continue };
                 if ended.contains(by) {
                     life.end(*publisher, missing, |stream| !stream.left);
@@ -380,7 +388,7 @@ impl Tracker {
                 None => last.saturating_add(1),
             };
             if *end != End::Final {
-                self.end_earlier_lives(*publisher, *epoch, missing);
+                self.end_earlier_lives(by, *publisher, *epoch, missing);
             }
             if !self.begin(by, *publisher, *epoch, topic, next) {
                 return;
@@ -417,10 +425,21 @@ impl Tracker {
 
     /// A publisher is in another life: what it sent last in those before it is not known, unless it
     /// was said.
-    fn end_earlier_lives(&mut self, publisher: Uuid, epoch: u64, missing: &mut Vec<Sync>) {
+    fn end_earlier_lives(
+        &mut self,
+        by: Option<ConnectionId>,
+        publisher: Uuid,
+        epoch: u64,
+        missing: &mut Vec<Sync>,
+    ) {
         let Some(lives) = self.publishers.get_mut(&publisher) else { return };
         for life in lives.iter_mut().filter(|life| life.epoch < epoch) {
-            life.end(publisher, missing, |_| true);
+            if by.is_some() {
+                life.superseded = true;
+            } else {
+                // by way of a broker nobody greets
+                life.end(publisher, missing, |_| true);
+            }
         }
         // of the earlier ones only the latest are kept, for what may still be said of them
         while lives.len() > KEPT_LIVES {
@@ -471,7 +490,13 @@ impl Tracker {
         let at = match lives.iter().position(|life| life.epoch == epoch) {
             Some(at) => at,
             None => {
-                lives.push(Life { epoch, by: None, streams: HashMap::new() });
+                lives.push(Life {
+                    epoch,
+                    by: None,
+                    streams: HashMap::new(),
+                    superseded: false,
+                    ends_at: None,
+                });
                 lives.len() - 1
             }
         };
@@ -705,6 +730,9 @@ mod tests {
         run.said(1, true, vec![]);
         run.event(7, 1, 1);
         run.event(7, 2, 1);
+        run.tracker.expire(run.now, &mut run.syncs);
+        assert_eq!(run.missing(), [], "it may be told in a moment");
+        run.tracker.expire(run.now + GRACE, &mut run.syncs);
         assert_eq!(run.missing(), [(7, 1, 2, None)]);
         run.event(7, 2, 2);
         assert_eq!(run.missing(), []);

@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime};
 
 use dragonwire::driver::{
     Action, DriverContext, MultiprocDriver, NetworkDriver, PubSubDriver, PublisherService,
@@ -93,11 +94,15 @@ fn inside_publisher() {
         println!("listening {}", publisher.endpoint().map_or(0, |at| at.port().unwrap()));
         let told = tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new()));
         told.await.unwrap().unwrap();
-        for sent in 1..=var("COUNT").parse::<u64>().unwrap() {
-            publisher
-                .send_event(&Update::new("lport", sent.to_string(), Action::Set), None)
-                .await
-                .unwrap();
+        // one that takes the place of another begins when its subscriber is there
+        while var("PLACE") == "network" && publisher.stats().subscribers == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let count: u64 = var("COUNT").parse().unwrap();
+        for sent in 1..=count {
+            let table = if count == u64::MAX { "first" } else { "second" };
+            let update = Update::new(table, sent.to_string(), Action::Set);
+            publisher.send_event(&update, None).await.unwrap();
             if sent % 1000 == 0 {
                 println!("published {sent}");
                 tokio::task::yield_now().await;
@@ -126,27 +131,27 @@ async fn a_killed_publishers_successor_says_where_it_ended() {
     let mut first = Process::start("network", folder.path(), 0, u64::MAX);
     let port: u16 = first.told("listening ").parse().unwrap();
     let uri = format!("tcp://127.0.0.1:{port}");
-    let (subscriber, mut updates) = subscriber(options(), &["D"], &[&uri]).await;
+    let (_subscriber, mut updates) = subscriber(options(), &["D"], &[&uri]).await;
     first.go();
-    take(&mut updates, 5000).await;
+    let mut of_first = 5000 + take(&mut updates, 5000).await;
     let published = first.kill();
+    let killed = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_micros();
     let mut second = Process::start("network", folder.path(), port, 1000);
     second.told("listening ");
-    soon(subscriber.ready()).await.unwrap();
     second.go();
-    // the successor's thousand are the last; before them the first one's end is told
-    let mut last = String::new();
-    while last != "1000" || subscriber.stats().delivered < 6000 {
-        match next(&mut updates).await {
-            SubscriberEvent::Update(update) => last = update.key.unwrap(),
+    let mut of_second = 0;
+    while of_second < 1000 {
+        let (is_second, count) = match next(&mut updates).await {
+            SubscriberEvent::Update(update) => (update.table.as_deref() == Some("second"), 1),
             SubscriberEvent::Sync(sync) => {
                 assert_eq!(sync.cause, SyncCause::Gap, "{sync:?}");
-                assert!(sync.missing.unwrap().count().is_some());
+                let missing = sync.missing.unwrap();
+                // an epoch is the time of its beginning
+                (u128::from(missing.epoch) > killed, missing.count().unwrap())
             }
-        }
+        };
+        *(if is_second { &mut of_second } else { &mut of_first }) += count;
     }
-    let stats = subscriber.stats();
-    let of_first = stats.delivered + stats.missing - 1000;
     // it tells of each thousand
     assert!((published..=published + 1001).contains(&of_first), "{of_first}, {published}");
     second.told("closed");
