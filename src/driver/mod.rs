@@ -71,6 +71,9 @@ pub trait Publisher: Send + std::marker::Sync + fmt::Debug {
     /// # Errors
     /// [`DriverError::Socket`] if the address cannot be bound, [`DriverError::Journal`],
     /// [`DriverError::NoRuntime`].
+    ///
+    /// # Cancel safety
+    /// When cancelled, it may be called again.
     fn initialize(&self) -> BoxFuture<'_, Result<(), DriverError>>;
 
     /// Publishes an event: on `topic` if one is given, else on the event's own, else on
@@ -95,6 +98,10 @@ pub trait Publisher: Send + std::marker::Sync + fmt::Debug {
     /// # Errors
     /// [`DriverError::Directory`] if its row could not be removed, [`DriverError::Unsent`] if a
     /// multi-process publisher's events were not taken in that time. It is closed in any case.
+    ///
+    /// # Cancel safety
+    /// Not safe: when cancelled, subscribers may not be told where its events end, and its row may
+    /// stay in the directory until it is stale.
     fn close(&self) -> BoxFuture<'_, Result<(), DriverError>>;
 
     /// Who it is in the numbers of its events.
@@ -124,6 +131,10 @@ pub trait Subscriber: Send + std::marker::Sync + fmt::Debug {
     fn initialize_stream(&self) -> Result<Updates, DriverError>;
 
     /// Follows a topic; tells whether it is new. Over ZeroMQ it is a prefix.
+    ///
+    /// # Cancel safety
+    /// Over ZeroMQ registering is done the first time it is polled; over Redis the server hears of it
+    /// in the background.
     ///
     /// # Errors
     /// [`DriverError::NotInitialized`], [`DriverError::Closed`].
@@ -165,7 +176,8 @@ pub trait Subscriber: Send + std::marker::Sync + fmt::Debug {
     fn daemonize(&self) -> BoxFuture<'_, Result<(), DriverError>>;
 
     /// Waits until every publisher at a registered address has taken the topics: what is published
-    /// from then on is received or told to be missing.
+    /// from then on is received or told to be missing. Events have to be taken meanwhile: what a
+    /// publisher answers stands behind them.
     ///
     /// # Errors
     /// [`DriverError::NotInitialized`], [`DriverError::Closed`].
@@ -182,6 +194,9 @@ pub trait Subscriber: Send + std::marker::Sync + fmt::Debug {
     ///
     /// # Errors
     /// [`DriverError::Forked`].
+    ///
+    /// # Cancel safety
+    /// When cancelled, it ends all the same; the stream ends when the subscriber is dropped.
     fn close(&self) -> BoxFuture<'_, Result<(), DriverError>>;
 
     /// Takes note of where streams have ended, from somewhere else than the publishers: those that
