@@ -6,6 +6,7 @@
 //! page faults, as it is freed on another thread than it is filled).
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
@@ -15,6 +16,8 @@ use bytes::BytesMut;
 pub(crate) struct Blocks {
     /// How many are kept at most.
     limit: usize,
+    /// How many there may be for who keeps within a budget, those that slices hold on to included.
+    cap: AtomicUsize,
     retired: Mutex<Retired>,
 }
 
@@ -24,17 +27,40 @@ struct Retired {
     begun: Vec<BytesMut>,
     /// Full, in the order they were, more or less.
     full: VecDeque<BytesMut>,
+    /// How many are being filled.
+    lent: usize,
 }
 
 impl Blocks {
     pub(crate) const fn new(limit: usize) -> Self {
-        let retired = Retired { begun: Vec::new(), full: VecDeque::new() };
-        Self { limit, retired: Mutex::new(retired) }
+        let retired = Retired { begun: Vec::new(), full: VecDeque::new(), lent: 0 };
+        Self { limit, cap: AtomicUsize::new(usize::MAX), retired: Mutex::new(retired) }
+    }
+
+    /// From now on there may be blocks of so many octets in all, for those who
+    /// [ask for one](Self::try_get). What was set before stays if it is less.
+    pub(crate) fn set_cap(&self, octets: usize) {
+        self.cap.fetch_min((octets / BLOCK).clamp(2, self.limit), Ordering::Relaxed);
+    }
+
+    /// The same as [`get`](Self::get) for up to [`BLOCK`] octets, as long as there are not too many.
+    pub(crate) fn try_get(&self, size: usize) -> Option<BytesMut> {
+        let cap = self.cap.load(Ordering::Relaxed);
+        let mut retired = self.lock();
+        if retired.begun.iter().any(|block| block.capacity() >= size)
+            || retired.begun.len() + retired.full.len() + retired.lent < cap
+            || retired.full.iter_mut().any(|block| block.try_reclaim(size))
+        {
+            drop(retired);
+            return Some(self.get(size));
+        }
+        None
     }
 
     /// An empty buffer with room for a good read, and for `size` octets at least.
     pub(crate) fn get(&self, size: usize) -> BytesMut {
         let mut retired = self.lock();
+        retired.lent += 1;
         if let Some(at) = retired.begun.iter().rposition(|block| block.capacity() >= size) {
             return retired.begun.remove(at);
         }
@@ -58,6 +84,7 @@ impl Blocks {
     pub(crate) fn put(&self, block: BytesMut) {
         debug_assert!(block.is_empty(), "a block still in use is not for others");
         let mut retired = self.lock();
+        retired.lent = retired.lent.saturating_sub(1);
         if block.capacity() >= ROOM && retired.begun.len() < KEPT {
             retired.begun.push(block);
             return;
@@ -70,7 +97,18 @@ impl Blocks {
 
     /// Gives up what only a flow of messages needs; to be called now and then.
     pub(crate) fn trim(&self) {
-        self.lock().full.truncate(KEPT);
+        let mut retired = self.lock();
+        if self.cap.load(Ordering::Relaxed) == usize::MAX {
+            retired.full.truncate(KEPT);
+            return;
+        }
+        // those that slices hold on to are there all the same, and count
+        let mut spare = retired.full.len().saturating_sub(KEPT);
+        retired.full.retain_mut(|block| {
+            let goes = spare > 0 && block.try_reclaim(BLOCK);
+            spare -= usize::from(goes);
+            !goes
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, Retired> {

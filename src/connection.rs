@@ -14,7 +14,6 @@ use bytes::BytesMut;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::blocks::{BLOCK, READING, ROOM};
-use crate::budget;
 use crate::engine::{EngineConfig, HANDSHAKE_MAX};
 use crate::error::DisconnectCause;
 use crate::greeting::GREETING;
@@ -22,6 +21,7 @@ use crate::hub::{Closing, Hub, PeerId, Wire, Writing, Written, write_flight};
 use crate::peer::{PeerInfo, SessionInfo};
 use crate::session::{Handshake, Next, Session};
 use crate::transport::{Reader, Writer};
+use crate::turns;
 
 /// A connection before READY.
 #[derive(Debug)]
@@ -94,6 +94,8 @@ impl Greeter {
         // what stood behind READY in the same read
         session.received(buf.len());
         Connection {
+            governed: hub.account().is_some(),
+            held: 0,
             hub,
             peer,
             reader,
@@ -128,6 +130,9 @@ pub(crate) struct Connection {
     reader: Reader,
     writer: Arc<Writer>,
     session: Session,
+    /// Keeps within a budget, which knows of so many octets of buffers.
+    governed: bool,
+    held: usize,
     /// What came in and is not whole yet: in a block while octets are coming, else just that.
     buf: BytesMut,
     buffer: Buffer,
@@ -148,7 +153,7 @@ pub(crate) struct Connection {
     left: usize,
     /// Octets that may still be read before others have their turn.
     budget: usize,
-    /// See [`budget::is_ahead`].
+    /// See [`turns::is_ahead`].
     gave_way: u64,
     state: State,
     /// Why nothing can be sent any more, and why nothing more will come.
@@ -169,6 +174,8 @@ enum Buffer {
     Block,
     /// The connection's own, for a message larger than a block.
     Large,
+    /// The connection's own, because there are enough blocks.
+    Own,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,12 +187,15 @@ enum State {
 
 impl Connection {
     /// Runs until the connection ends; tells why.
-    pub(crate) async fn run(mut self) -> DisconnectCause {
+    ///
+    /// # Cancel safety
+    /// Safe, and then this can be called again.
+    pub(crate) async fn run(&mut self) -> DisconnectCause {
         poll_fn(|cx| self.poll(cx)).await
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DisconnectCause> {
-        if budget::is_ahead(&mut self.gave_way) {
+        if turns::is_ahead(&mut self.gave_way) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -247,6 +257,7 @@ impl Connection {
                     self.fail_writing(io::Error::from(kind));
                     continue;
                 }
+                Writing::Evicted(held) => return Err(DisconnectCause::Memory { held }),
                 Writing::Busy => false,
                 Writing::Idle => true,
             };
@@ -312,7 +323,8 @@ impl Connection {
                     self.expected = 0;
                 }
                 waiting = next == Next::Wait;
-                let reading = !waiting || self.buf.len() < READ_AHEAD;
+                let ahead = if self.governed { OWN } else { READ_AHEAD };
+                let reading = !waiting || self.buf.len() < ahead;
                 self.session.set_reading(reading, now);
                 match next {
                     Next::Read(needed) => {
@@ -344,7 +356,12 @@ impl Connection {
                 self.unread |= waiting;
                 return Ok(true);
             }
-            self.make_room();
+            if !self.make_room() {
+                // for want of memory; the task will be woken when there may be some
+                self.session.set_reading(false, Instant::now().into_std());
+                self.unread = true;
+                return Ok(false);
+            }
             let limit = self.read_limit();
             match self.reader.poll_read(cx, &mut self.buf, limit) {
                 Poll::Ready(Ok(0)) => {
@@ -360,7 +377,7 @@ impl Connection {
                 }
                 Poll::Ready(Ok(octets)) => {
                     self.budget = self.budget.saturating_sub(octets);
-                    budget::note_read(octets);
+                    turns::note_read(octets);
                     self.session.received(octets);
                     self.unread = true;
                 }
@@ -374,12 +391,16 @@ impl Connection {
     }
 
     /// Room for the next read: in a block, or for a message that is larger in a buffer of its own.
-    fn make_room(&mut self) {
+    /// `false`: there is no memory for it.
+    fn make_room(&mut self) -> bool {
         let capacity = self.buf.capacity();
         let spare = capacity - self.buf.len();
         let awaited = self.buffer != Buffer::Rest && self.needed <= capacity;
         if spare >= ROOM || (spare > 0 && awaited && self.buf.len() > SMALL_REST) {
-            return;
+            return true;
+        }
+        if self.governed {
+            return self.make_governed_room();
         }
         let kept_word = self.largest >= self.expected;
         if self.needed <= BLOCK && (BLOCK + 1..=LARGE_MAX).contains(&self.expected) && kept_word {
@@ -406,6 +427,55 @@ impl Connection {
             self.change_buffer(block, Buffer::Block);
         }
         debug_assert!(self.buf.capacity() > self.buf.len(), "to read nothing is taken for the end");
+        true
+    }
+
+    /// The same within a budget: blocks as long as there are some, else no more than has to be.
+    fn make_governed_room(&mut self) -> bool {
+        let len = self.buf.len();
+        let whole = if self.needed > len + HEADER { self.needed } else { len + HEADER };
+        if whole <= BLOCK
+            && let Some(mut block) = READING.try_get(whole.max(len + 1))
+        {
+            block.extend_from_slice(&self.buf);
+            self.change_buffer(block, Buffer::Block);
+            self.session.copy(false);
+            return true;
+        }
+        if self.buf.capacity() > len && self.buffer == Buffer::Own {
+            return true;
+        }
+        // half as much again, but for what is known to be needed a little at a time
+        let size = whole.min(len + (len / 2).clamp(OWN, BLOCK));
+        if !self.hub.may_buffer(self.peer, size, true) {
+            return false;
+        }
+        self.held = size;
+        let mut own = BytesMut::with_capacity(size.max(len + OWN_MIN));
+        own.extend_from_slice(&self.buf);
+        self.change_buffer(own, Buffer::Own);
+        self.session.copy(true);
+        true
+    }
+
+    /// Within a budget nothing is kept of a block that this connection waits with, if there is memory
+    /// of its own for it.
+    fn settle_governed(&mut self) {
+        let len = self.buf.len();
+        let kept = if len <= OWN_MIN { 0 } else { len };
+        let fits = match self.buffer {
+            Buffer::Rest => true,
+            Buffer::Block => false,
+            Buffer::Large | Buffer::Own => self.buf.capacity() < len + OWN && kept > 0,
+        };
+        if !fits && self.hub.may_buffer(self.peer, kept, false) {
+            self.held = kept;
+            let rest = BytesMut::from(&self.buf[..]);
+            self.change_buffer(rest, if kept == 0 { Buffer::Rest } else { Buffer::Own });
+        } else if fits && kept == 0 && self.held > 0 {
+            self.held = 0;
+            self.hub.may_buffer(self.peer, 0, false);
+        }
     }
 
     /// How much to read: of large messages only as many as fit, since what would come of the next one
@@ -423,7 +493,9 @@ impl Connection {
 
     /// Nothing is coming: the block goes back, a small rest is kept without it.
     fn settle_buffer(&mut self) {
-        if self.buffer != Buffer::Rest && self.buf.len() <= SMALL_REST {
+        if self.governed {
+            self.settle_governed();
+        } else if self.buffer != Buffer::Rest && self.buf.len() <= SMALL_REST {
             let mut rest = std::mem::take(&mut self.rest);
             rest.extend_from_slice(&self.buf);
             self.change_buffer(rest, Buffer::Rest);
@@ -435,6 +507,8 @@ impl Connection {
         old.clear();
         match std::mem::replace(&mut self.buffer, buffer) {
             Buffer::Block => READING.put(old),
+            Buffer::Own => {}
+            Buffer::Rest if self.governed => {}
             Buffer::Rest => self.rest = old,
             // a peer cannot make this side hold on to much by one large message
             Buffer::Large if self.largest > LARGE_MAX => {}
@@ -496,6 +570,12 @@ const LARGE_MAX: usize = 2 * 1024 * 1024;
 
 /// Messages from this size on are worth not being cut by the end of a block.
 const LARGE: usize = 4 * 1024;
+
+/// What a connection begins with, and asks for at a time, when there are no blocks.
+const OWN: usize = 4 * 1024;
+
+/// A rest of so few octets is part of what a connection costs.
+const OWN_MIN: usize = 512;
 
 /// A rest of a message that is copied out of a block rather than pinning it.
 const SMALL_REST: usize = 4 * 1024;

@@ -321,6 +321,11 @@ fn open(
                     scanner.put_back();
                     None
                 }
+                // nor are there more of them than the application is to be told of
+                Ok(Command::Subscribe(_) | Command::Cancel(_)) if room.messages == 0 => {
+                    scanner.put_back();
+                    return Ok(Input::Full);
+                }
                 Ok(Command::Subscribe(topic)) => {
                     Some(Input::Subscribe(body.end - topic.len()..body.end))
                 }
@@ -364,7 +369,7 @@ pub(crate) fn framing_of(version: Version) -> Framing {
 pub(crate) const HANDSHAKE_MAX: usize = 8192;
 
 /// Answers to PINGs that pile up while the peer does not read.
-const OUT_MAX: usize = 64 * 1024;
+const OUT_MAX: usize = 4 * 1024;
 
 #[cfg(test)]
 mod tests {

@@ -253,6 +253,13 @@ pub enum DisconnectCause {
     /// Too many connections were in their handshake (`max_handshakes`); the oldest had to go.
     #[error("too many connections without a handshake (max_handshakes)")]
     TooManyHandshakes,
+    /// The [`Budget`](crate::Budget) had no memory for what the peer held, in octets, or for a new
+    /// connection (0).
+    #[error("no memory for what the peer holds, {held} octets (budget)")]
+    Memory {
+        /// What it held.
+        held: usize,
+    },
     /// The peer's address or credentials are not among those accepted.
     #[error("refused by filter: {0}")]
     Filtered(String),

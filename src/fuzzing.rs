@@ -400,7 +400,7 @@ fn converse(config: &Config, octets: &[u8], size: usize) -> Conversation {
         options = options.recv_hwm(4);
     }
     let options = Arc::new(options.max_message_size(Some(2048)).max_frames(20));
-    let hub = Arc::new(Hub::new(config.kind, options.clone()));
+    let hub = Hub::new(config.kind, options.clone());
     let engine = Arc::new(EngineConfig::new(config.kind, &options));
     let mut receiver = Receiver::new(hub.clone());
     let here = Endpoint::tcp(([127, 0, 0, 1], 1).into());
@@ -669,7 +669,9 @@ impl Connection {
                 }
                 Writing::Idle => true,
                 Writing::Blocked => false,
-                Writing::Busy | Writing::Broken(_) => unreachable!("one thread, and no failure"),
+                Writing::Busy | Writing::Broken(_) | Writing::Evicted(_) => {
+                    unreachable!("one thread, no failure and no budget")
+                }
             };
             if closing.is_some() && flushed {
                 hub.note_flushed(peer);

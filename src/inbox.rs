@@ -167,6 +167,9 @@ impl Chunk {
     }
 }
 
+/// What a chunk costs beside its octets: its place in the queue and the owner of its octets.
+const CHUNK: usize = 2 * size_of::<Chunk>();
+
 /// One peer's queue of chunks, with what there is room for.
 #[derive(Debug)]
 pub(crate) struct Inbox {
@@ -226,6 +229,16 @@ impl Inbox {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.chunks.is_empty()
+    }
+
+    /// Whether the application is through with everything.
+    pub(crate) fn is_done(&self) -> bool {
+        self.messages == 0
+    }
+
+    /// What it costs in memory.
+    pub(crate) fn cost(&self) -> usize {
+        self.bytes + self.chunks.len() * CHUNK
     }
 
     /// Messages and octets in the queue itself, not in the application's hands.

@@ -76,7 +76,6 @@ compile_error!("dragonwire is for Linux");
 #[doc(hidden)]
 pub mod bench;
 mod blocks;
-mod budget;
 mod command;
 mod connection;
 #[cfg(feature = "driver")]
@@ -89,6 +88,7 @@ mod framing;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod governor;
 mod greeting;
 mod heartbeat;
 mod hub;
@@ -113,6 +113,7 @@ mod subscription;
 mod supervise;
 mod tcp;
 mod transport;
+mod turns;
 mod unix_ipc;
 #[cfg(test)]
 mod vectors;
@@ -126,6 +127,7 @@ pub use error::{
     DisconnectCause, EndpointError, EndpointFault, Error, ProtocolError, RecvError, SendError,
     TrySendError,
 };
+pub use governor::{Budget, BudgetUsage};
 pub use greeting::Version;
 pub use hub::Delivery;
 pub use message::{Frames, Message};

@@ -99,6 +99,26 @@ pub enum Event {
         /// Why.
         reason: DropReason,
     },
+    /// Messages queued for a peer were dropped because the [`Budget`](crate::Budget) needed the memory
+    /// for others.
+    Reclaimed {
+        /// Who it is; `None` while an endpoint has no connection.
+        peer: Option<Arc<PeerInfo>>,
+        /// Its endpoint.
+        endpoint: Endpoint,
+        /// How many messages.
+        messages: u64,
+        /// What the peer held, in octets.
+        held: usize,
+    },
+    /// The peer is not read from because the [`Budget`](crate::Budget) has no memory for what it sends;
+    /// said once until it is read from again.
+    ReadingPaused {
+        /// Who it is.
+        peer: Arc<PeerInfo>,
+        /// What the peer holds, in octets.
+        held: usize,
+    },
     /// Every endpoint and connection of the socket is closed.
     Closed,
     /// This monitor was not read fast enough: that many events are missing here.

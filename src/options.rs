@@ -9,6 +9,7 @@ use bytes::Bytes;
 use ipnet::IpNet;
 
 use crate::error::Error;
+use crate::governor::Budget;
 use crate::message::Message;
 
 /// Options of a socket; fixed once the socket is made.
@@ -42,6 +43,7 @@ pub struct SocketOptions {
     pub(crate) max_message_size: Option<u64>,
     pub(crate) max_frames: usize,
     pub(crate) max_subscription_bytes: usize,
+    pub(crate) budget: Option<Budget>,
     pub(crate) routing_id: Bytes,
     pub(crate) metadata: Vec<(String, Bytes)>,
     pub(crate) xpub_verbose: XPubVerbose,
@@ -127,6 +129,7 @@ impl Default for SocketOptions {
             max_message_size: Some(64 << 20),
             max_frames: 65_536,
             max_subscription_bytes: 64 << 20,
+            budget: None,
             routing_id: Bytes::new(),
             metadata: Vec::new(),
             xpub_verbose: XPubVerbose::Unique,
@@ -320,6 +323,14 @@ impl SocketOptions {
     #[must_use]
     pub fn max_subscription_bytes(mut self, octets: usize) -> Self {
         self.max_subscription_bytes = octets;
+        self
+    }
+
+    /// The memory that this socket shares with others of the process, and keeps within. Default: none,
+    /// each peer has its marks only. Not in libzmq.
+    #[must_use]
+    pub fn budget(mut self, budget: &Budget) -> Self {
+        self.budget = Some(budget.clone());
         self
     }
 

@@ -7,11 +7,13 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
 use crate::blocks::{BLOCK, Blocks};
 use crate::framing::{Framing, header_size, parse_header, put_any_header, put_header};
+use crate::governor::Account;
 use crate::message::{Encoded, Message};
 use crate::stats::DropReason;
 
@@ -19,6 +21,8 @@ use crate::stats::DropReason;
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Payload<'a> {
     Message(&'a Message),
+    /// The same, whose large frames are charged to a budget already.
+    Charged(&'a Message),
     Slices(&'a [&'a [u8]]),
 }
 
@@ -28,7 +32,7 @@ impl Payload<'_> {
     pub(crate) fn wire_size(&self) -> usize {
         let frame = |len: usize| header_size(len) + len;
         match self {
-            Payload::Message(message) => match message.encoded() {
+            Payload::Message(message) | Payload::Charged(message) => match message.encoded() {
                 Encoded::Wire(wire) => wire.len(),
                 Encoded::Shared(wire) => wire.len(),
                 Encoded::Parts => message.parts().map(|(part, _)| frame(part.len())).sum(),
@@ -37,18 +41,14 @@ impl Payload<'_> {
         }
     }
 
-    /// Whether it is better copied once than for each of several peers.
-    #[inline]
-    pub(crate) fn is_worth_sharing(&self) -> bool {
-        match self {
-            Payload::Message(_) => false,
-            Payload::Slices(slices) => slices.iter().any(|slice| slice.len() >= SHARE),
-        }
+    /// Whether a queue holds all of it, rather than large frames by reference.
+    pub(crate) fn is_copied(&self, size: usize) -> bool {
+        size < SHARE || matches!(self, Payload::Slices(_))
     }
 
     pub(crate) fn topic(&self) -> &[u8] {
         match self {
-            Payload::Message(message) => message.topic(),
+            Payload::Message(message) | Payload::Charged(message) => message.topic(),
             Payload::Slices(slices) => slices.first().copied().unwrap_or_default(),
         }
     }
@@ -63,7 +63,7 @@ impl Payload<'_> {
     #[inline(always)]
     pub(crate) fn pack(&self, out: &mut Vec<u8>) {
         match self {
-            Payload::Message(message) => match message.encoded() {
+            Payload::Message(message) | Payload::Charged(message) => match message.encoded() {
                 Encoded::Wire(wire) => out.extend_from_slice(wire),
                 Encoded::Shared(wire) => out.extend_from_slice(wire),
                 Encoded::Parts => {
@@ -90,6 +90,10 @@ pub(crate) struct Pool {
     buffers: Vec<Vec<u8>>,
     /// The fewest of them that there were at any time since they were trimmed.
     spare: usize,
+    /// What they can hold.
+    kept: usize,
+    /// Whose budget shared copies are charged to.
+    account: Option<Arc<Account>>,
     /// Empty queues.
     queues: Vec<VecDeque<Segment>>,
     /// Scratch space.
@@ -105,6 +109,8 @@ impl Default for Pool {
         Self {
             buffers: Vec::new(),
             spare: 0,
+            kept: 0,
+            account: None,
             queues: Vec::new(),
             header: Vec::new(),
             packed: Vec::new(),
@@ -117,30 +123,82 @@ impl Default for Pool {
 impl Pool {
     fn buffer(&mut self) -> Vec<u8> {
         let buffer = self.buffers.pop().unwrap_or_default();
+        self.kept -= buffer.capacity();
         self.spare = self.spare.min(self.buffers.len());
         buffer
     }
 
     fn put_buffer(&mut self, mut buffer: Vec<u8>) {
-        if buffer.capacity() <= 2 * BATCH {
+        let keeps = if self.account.is_some() { GOVERNED } else { usize::MAX };
+        if buffer.capacity() <= 2 * BATCH && self.kept + buffer.capacity() <= keeps {
             buffer.clear();
+            self.kept += buffer.capacity();
             self.buffers.push(buffer);
         }
+    }
+
+    /// Within a budget.
+    pub(crate) fn governed(account: Arc<Account>) -> Self {
+        Self { account: Some(account), ..Self::default() }
+    }
+
+    /// What retired buffers cost.
+    pub(crate) fn cost(&self) -> usize {
+        self.kept
+    }
+
+    /// What the buffer that would be taken next can hold.
+    fn next_capacity(&self) -> usize {
+        self.buffers.last().map_or(0, Vec::capacity)
     }
 
     /// Gives up what has not been needed since the last time; to be called now and then.
     pub(crate) fn trim(&mut self) {
         let needed = self.buffers.len() - self.spare;
-        self.buffers.truncate(needed.max(KEPT));
+        for buffer in self.buffers.drain(needed.max(KEPT).min(self.buffers.len())..) {
+            self.kept -= buffer.capacity();
+        }
         self.spare = self.buffers.len();
         self.queues.truncate(KEPT);
         self.blocks.trim();
     }
 
+    /// Whether a message is better copied once than for each of several peers, or is to be charged
+    /// once for all of them.
+    #[inline]
+    pub(crate) fn is_worth_sharing(&self, payload: &Payload<'_>) -> bool {
+        match payload {
+            Payload::Message(message) => {
+                self.account.is_some() && message.frames().any(|frame| frame.len() >= SHARE)
+            }
+            Payload::Charged(_) => false,
+            Payload::Slices(slices) => slices.iter().any(|slice| slice.len() >= SHARE),
+        }
+    }
+
+    /// A message that was made to be [shared](Self::share).
+    pub(crate) fn payload<'a>(&self, message: &'a Message) -> Payload<'a> {
+        if self.account.is_some() { Payload::Charged(message) } else { Payload::Message(message) }
+    }
+
     /// Copies a message whose frames several peers will share.
     pub(crate) fn share(&mut self, payload: &Payload<'_>) -> Message {
+        if let Some(account) = &self.account {
+            let charged =
+                |frame: Bytes| if frame.len() < SHARE { frame } else { account.share(frame) };
+            return match payload {
+                Payload::Message(message) | Payload::Charged(message) => {
+                    let frames = Message::clone(message).into_frames().into_iter();
+                    Message::from_frames(frames.map(charged))
+                }
+                Payload::Slices(slices) => {
+                    let frames = slices.iter().map(|slice| Bytes::copy_from_slice(slice));
+                    Message::from_frames(frames.map(charged))
+                }
+            };
+        }
         match payload {
-            Payload::Message(message) => Message::clone(message),
+            Payload::Message(message) | Payload::Charged(message) => Message::clone(message),
             Payload::Slices(slices) => {
                 Message::from_frames(slices.iter().map(|slice| self.copy(slice)))
             }
@@ -183,7 +241,8 @@ struct Segment {
 #[derive(Debug)]
 enum Data {
     Packed(Vec<u8>),
-    Shared(Bytes),
+    /// And whether it is charged to a budget elsewhere.
+    Shared(Bytes, bool),
     /// What stands between shared frames: headers, and a topic.
     Few(Few),
 }
@@ -214,9 +273,19 @@ impl Segment {
     fn bytes(&self) -> &[u8] {
         match &self.data {
             Data::Packed(packed) => packed,
-            Data::Shared(shared) => shared,
+            Data::Shared(shared, _) => shared,
             Data::Few(few) => few.bytes(),
         }
+    }
+
+    /// What it costs in memory.
+    fn cost(&self) -> usize {
+        size_of::<Self>()
+            + match &self.data {
+                Data::Packed(packed) => packed.capacity(),
+                Data::Shared(shared, false) => shared.len(),
+                Data::Shared(_, true) | Data::Few(_) => 0,
+            }
     }
 }
 
@@ -287,11 +356,19 @@ pub(crate) struct Outbox {
     in_flight: bool,
     hwm: usize,
     hwm_bytes: usize,
+    /// Octets up to which nobody is to be asked: `hwm_bytes`, or with a budget what fits into the
+    /// buffer at the end.
+    mark: usize,
+    /// Keeps within a budget; the next buffer may have so much room.
+    governed: bool,
+    granted: usize,
+    /// What the segments cost in memory, the flight's included.
+    cost: usize,
 }
 
 impl Outbox {
-    /// Marks of 0 are no marks.
-    pub(crate) fn new(hwm: usize, hwm_bytes: usize) -> Self {
+    /// Marks of 0 are no marks. `governed`: within a budget.
+    pub(crate) fn new(hwm: usize, hwm_bytes: usize, governed: bool) -> Self {
         let mark = |mark| if mark == 0 { usize::MAX } else { mark };
         Self {
             framing: Framing::New,
@@ -303,19 +380,121 @@ impl Outbox {
             in_flight: false,
             hwm: mark(hwm),
             hwm_bytes: mark(hwm_bytes),
+            mark: if governed { 0 } else { mark(hwm_bytes) },
+            governed,
+            granted: 0,
+            cost: 0,
         }
     }
 
-    /// Whether a message of that size may be queued.
+    /// An empty one with the same marks.
+    fn emptied(&self, framing: Framing) -> Self {
+        Self { framing, ..Self::new(self.hwm, self.hwm_bytes, self.governed) }
+    }
+
+    /// Whether a message of that size may be queued; [`DropReason::Memory`]: if
+    /// [memory for it](Self::need) is granted.
     #[inline]
     pub(crate) fn room_for(&self, size: usize) -> Result<(), DropReason> {
         if self.messages >= self.hwm {
             Err(DropReason::PeerHwmMessages)
-        } else if self.messages > 0 && self.bytes.saturating_add(size) > self.hwm_bytes {
-            Err(DropReason::PeerHwmBytes)
+        } else if self.bytes.saturating_add(size) > self.mark {
+            self.room_beyond_mark(size)
         } else {
             Ok(())
         }
+    }
+
+    #[cold]
+    fn room_beyond_mark(&self, size: usize) -> Result<(), DropReason> {
+        if self.messages > 0 && self.bytes.saturating_add(size) > self.hwm_bytes {
+            Err(DropReason::PeerHwmBytes)
+        } else if self.governed {
+            Err(DropReason::Memory)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// What memory a message takes on top; `generous`: with room for more of its kind.
+    pub(crate) fn need(
+        &self,
+        payload: &Payload<'_>,
+        size: usize,
+        pool: &Pool,
+        generous: bool,
+    ) -> usize {
+        if !payload.is_copied(size) {
+            let charged = matches!(payload, Payload::Charged(_));
+            return if charged { 0 } else { size } + 4 * size_of::<Segment>();
+        }
+        match self.segments.back().filter(|_| self.is_open()) {
+            Some(Segment { data: Data::Packed(tail), .. }) => {
+                let spare = tail.capacity() - tail.len();
+                let more = if generous { tail.capacity().min(BATCH) } else { 0 };
+                if spare >= size { 0 } else { (size - spare).max(more) }
+            }
+            _ if generous => size.max(pool.next_capacity()).max(BUFFER) + size_of::<Segment>(),
+            _ => size + size_of::<Segment>(),
+        }
+    }
+
+    /// So much memory was granted.
+    pub(crate) fn grant(&mut self, copied: bool, need: usize) {
+        if copied && self.is_open() {
+            if let Some(Segment { data: Data::Packed(tail), .. }) = self.segments.back_mut() {
+                let before = tail.capacity();
+                tail.reserve_exact(before - tail.len() + need);
+                self.cost += tail.capacity() - before;
+            }
+        } else {
+            self.granted = need;
+        }
+        self.remark();
+    }
+
+    /// What it costs in memory, and at least what its messages would alone.
+    pub(crate) fn weight(&self) -> usize {
+        self.cost.max(self.bytes)
+    }
+
+    /// What it costs in memory.
+    pub(crate) fn cost(&self) -> usize {
+        self.cost + self.control.capacity()
+    }
+
+    /// What commands cost that wait to be sent.
+    pub(crate) fn control_cost(&self) -> usize {
+        self.control.capacity()
+    }
+
+    /// Sets the mark anew.
+    fn remark(&mut self) {
+        if self.governed {
+            let spare = match self.segments.back() {
+                Some(Segment { data: Data::Packed(tail), .. }) if self.is_open() => {
+                    tail.capacity() - tail.len()
+                }
+                _ => self.granted,
+            };
+            self.mark = self.bytes.saturating_add(spare).min(self.hwm_bytes);
+        }
+    }
+
+    /// The peer takes nothing for now: gives back what the last buffer has to spare.
+    pub(crate) fn shrink(&mut self) {
+        if let Some(segment) = self.segments.back_mut()
+            && let Data::Packed(tail) = &mut segment.data
+            && tail.capacity() - tail.len() >= BUFFER
+        {
+            let before = tail.capacity();
+            tail.shrink_to_fit();
+            self.cost -= before - tail.capacity();
+        }
+        if self.control.capacity() - self.control.len() >= BUFFER {
+            self.control.shrink_to_fit();
+        }
+        self.remark();
     }
 
     /// Whether so much has drained that those who wait should come back.
@@ -384,7 +563,9 @@ impl Outbox {
             *messages += 1;
             self.messages += 1;
             self.bytes += size;
-            packed.reserve(size);
+            if packed.capacity() - packed.len() < size {
+                self.cost += grow(packed, size);
+            }
             return Some(packed);
         }
         None
@@ -395,7 +576,10 @@ impl Outbox {
     fn push_any(&mut self, payload: &Payload<'_>, pool: &mut Pool) {
         let before = self.segments.len();
         let tail = self.segments.back().map_or(0, |segment| segment.bytes().len());
+        let cost = self.segments.back().map_or(0, Segment::cost);
         let size = self.encode(payload, pool);
+        let changed = self.segments.range(before.saturating_sub(1)..);
+        self.cost += changed.map(Segment::cost).sum::<usize>() - cost;
         // the segment that holds the message's first octet: the old tail, if it has grown
         let grown =
             before > 0 && self.segments.get(before - 1).is_some_and(|old| old.bytes().len() > tail);
@@ -410,11 +594,13 @@ impl Outbox {
         }
         self.messages += 1;
         self.bytes += size;
+        self.remark();
     }
 
     /// Appends the frames; returns their octets.
     fn encode(&mut self, payload: &Payload<'_>, pool: &mut Pool) -> usize {
         let framing = self.framing;
+        let charged = matches!(payload, Payload::Charged(_));
         match payload {
             Payload::Slices(slices) => {
                 let packed = self.open(pool);
@@ -425,7 +611,7 @@ impl Outbox {
                 }
                 packed.len() - start
             }
-            Payload::Message(message) => match message.encoded() {
+            Payload::Message(message) | Payload::Charged(message) => match message.encoded() {
                 Encoded::Wire(wire) if framing == Framing::New => {
                     self.open(pool).extend_from_slice(wire);
                     wire.len()
@@ -434,7 +620,7 @@ impl Outbox {
                     if wire.len() < SHARE {
                         self.open(pool).extend_from_slice(wire);
                     } else {
-                        self.segments.push_back(Segment::new(Data::Shared(wire.clone())));
+                        self.segments.push_back(Segment::new(Data::Shared(wire.clone(), charged)));
                     }
                     wire.len()
                 }
@@ -456,7 +642,8 @@ impl Outbox {
                         }
                         self.put(&header, chained, pool);
                         if part.len() >= SHARE {
-                            self.segments.push_back(Segment::new(Data::Shared(part.clone())));
+                            let data = Data::Shared(part.clone(), charged);
+                            self.segments.push_back(Segment::new(data));
                         }
                     }
                     pool.header = header;
@@ -486,14 +673,20 @@ impl Outbox {
     fn is_open(&self) -> bool {
         self.segments.back().is_some_and(|segment| match &segment.data {
             Data::Packed(packed) => packed.len() < BATCH && !segment.sealed,
-            Data::Shared(_) | Data::Few(_) => false,
+            Data::Shared(..) | Data::Few(_) => false,
         })
     }
 
     /// The buffer that small frames go to.
     fn open(&mut self, pool: &mut Pool) -> &mut Vec<u8> {
         if !self.is_open() {
-            self.segments.push_back(Segment::new(Data::Packed(pool.buffer())));
+            let buffer = if self.governed && pool.next_capacity() > self.granted {
+                Vec::with_capacity(self.granted.saturating_sub(size_of::<Segment>()))
+            } else {
+                pool.buffer()
+            };
+            self.granted = 0;
+            self.segments.push_back(Segment::new(Data::Packed(buffer)));
         }
         match self.segments.back_mut() {
             Some(Segment { data: Data::Packed(packed), .. }) => packed,
@@ -532,6 +725,7 @@ impl Outbox {
         }
         self.written = 0;
         self.in_flight = true;
+        self.remark();
         Some(flight)
     }
 
@@ -554,6 +748,7 @@ impl Outbox {
             sent += segment.messages;
             if !segment.control {
                 self.bytes = self.bytes.saturating_sub(segment.bytes().len());
+                self.cost = self.cost.saturating_sub(segment.cost());
             }
             if let Data::Packed(packed) = segment.data {
                 pool.put_buffer(packed);
@@ -584,6 +779,7 @@ impl Outbox {
             self.segments.push_front(segment);
         }
         pool.put_queue(flight.segments);
+        self.remark();
         sent
     }
 
@@ -591,7 +787,8 @@ impl Outbox {
     /// the messages that it has in whole are sent. The others are queued anew for a peer of
     /// `framing`. No flight may be out.
     pub(crate) fn rewind(&mut self, framing: Framing, pool: &mut Pool) -> usize {
-        let old = std::mem::replace(self, Self { framing, ..Self::new(self.hwm, self.hwm_bytes) });
+        let emptied = self.emptied(framing);
+        let old = std::mem::replace(self, emptied);
         let mut sent = 0;
         let mut frames = Vec::new();
         let mut offset = 0;
@@ -625,7 +822,7 @@ impl Outbox {
     pub(crate) fn clear(&mut self, pool: &mut Pool) -> Settled {
         let messages = self.messages;
         let sent = self.rewind(self.framing, pool);
-        *self = Self { framing: self.framing, ..Self::new(self.hwm, self.hwm_bytes) };
+        *self = self.emptied(self.framing);
         Settled { sent, dropped: messages - sent }
     }
 
@@ -639,8 +836,10 @@ impl Outbox {
         for segment in self.segments.drain(half_sent.min(self.segments.len())..) {
             dropped += segment.messages;
             self.bytes = self.bytes.saturating_sub(segment.bytes().len());
+            self.cost = self.cost.saturating_sub(segment.cost());
         }
         self.messages -= dropped;
+        self.remark();
         dropped
     }
 }
@@ -664,7 +863,7 @@ fn for_each_frame(
         let mut rest = segment.bytes();
         let own = |body: &[u8]| match &segment.data {
             Data::Packed(_) | Data::Few(_) => Bytes::copy_from_slice(body),
-            Data::Shared(shared) => shared.slice_ref(body),
+            Data::Shared(shared, _) => shared.slice_ref(body),
         };
         if let Some(more) = awaited.take() {
             // the body of a header that stands at the end of the segment before
@@ -687,6 +886,14 @@ fn for_each_frame(
     }
 }
 
+/// Makes room in a buffer; returns what it costs on top.
+#[cold]
+fn grow(buffer: &mut Vec<u8>, size: usize) -> usize {
+    let before = buffer.capacity();
+    buffer.reserve(size);
+    buffer.capacity() - before
+}
+
 /// Octets in a batch: a few of them fill the kernel's buffer, and many small messages share the
 /// cost of one system call.
 pub(crate) const BATCH: usize = 128 * 1024;
@@ -694,6 +901,9 @@ pub(crate) const BATCH: usize = 128 * 1024;
 /// Frames from this size on are chained instead of copied: about where copying costs more than a
 /// reference count and one more slice to write.
 const SHARE: usize = 8 * 1024;
+
+/// A buffer to begin with, where there is a budget to keep within.
+const BUFFER: usize = 1024;
 
 /// Octets that are kept between shared frames: the header of a frame, or two and a topic.
 const FEW: usize = 48;
@@ -703,6 +913,9 @@ const FLIGHT_SEGMENTS: usize = 64;
 
 /// Retired buffers, and queues, that outlive a pause.
 const KEPT: usize = 8;
+
+/// What retired buffers may hold within a budget.
+const GOVERNED: usize = 1024 * 1024;
 
 /// Retired blocks of shared copies: as many as a queue of large messages can hold, 128 MiB.
 const SHARED_BLOCKS: usize = 512;
@@ -729,7 +942,7 @@ mod tests {
     #[test]
     fn marks_are_exact() {
         let pool = &mut Pool::default();
-        let mut outbox = Outbox::new(2, 0);
+        let mut outbox = Outbox::new(2, 0, false);
         let message = Message::from("x");
         for _ in 0..2 {
             assert_eq!(outbox.room_for(3), Ok(()));
@@ -747,7 +960,7 @@ mod tests {
         assert_eq!(outbox.settle(flight, pool), 2);
         assert!(outbox.is_flushed() && outbox.messages() == 0 && outbox.bytes() == 0);
 
-        let mut outbox = Outbox::new(0, 10);
+        let mut outbox = Outbox::new(0, 10, false);
         assert_eq!(outbox.room_for(100), Ok(()), "an empty queue takes any size");
         queue(&mut outbox, Payload::Message(&message), pool);
         assert_eq!(outbox.room_for(7), Ok(()));
@@ -757,7 +970,7 @@ mod tests {
     #[test]
     fn commands_go_first_but_not_into_a_message() {
         let pool = &mut Pool::default();
-        let mut outbox = Outbox::new(0, 0);
+        let mut outbox = Outbox::new(0, 0, false);
         queue(&mut outbox, Payload::Slices(&[b"a"]), pool);
         outbox.control().extend_from_slice(b"\x04\x01\0");
         let mut flight = outbox.take(1000, pool).unwrap();
@@ -775,7 +988,7 @@ mod tests {
     #[test]
     fn commands_that_the_kernel_did_not_take_go_before_later_ones() {
         let pool = &mut Pool::default();
-        let mut outbox = Outbox::new(0, 0);
+        let mut outbox = Outbox::new(0, 0, false);
         queue(&mut outbox, Payload::Slices(&[b"a"]), pool);
         outbox.control().extend_from_slice(b"\x04\x02\x01S");
         let flight = outbox.take(1000, pool).unwrap();
@@ -793,7 +1006,7 @@ mod tests {
     #[test]
     fn conflating_keeps_what_the_kernel_has_in_part() {
         let pool = &mut Pool::default();
-        let mut outbox = Outbox::new(0, 0);
+        let mut outbox = Outbox::new(0, 0, false);
         queue(&mut outbox, Payload::Slices(&[b"a"]), pool);
         assert_eq!(outbox.conflate(), 1);
         queue(&mut outbox, Payload::Slices(&[b"b"]), pool);
@@ -834,7 +1047,7 @@ mod tests {
         #[test]
         fn books_balance(ops in prop::collection::vec(op(), 1..60)) {
             let pool = &mut Pool::default();
-            let mut outbox = Outbox::new(0, 0);
+            let mut outbox = Outbox::new(0, 0, false);
             let (mut pushed, mut sent) = (0usize, 0usize);
             let mut wire = Vec::new();
             let mut expected: VecDeque<Vec<Vec<u8>>> = VecDeque::new();

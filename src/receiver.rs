@@ -5,12 +5,12 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use crate::budget;
 use crate::error::RecvError;
 use crate::hub::{Hub, Sieve, Taken};
 use crate::message::Message;
 use crate::peer::ConnectionId;
 use crate::socket_type::SocketType;
+use crate::turns;
 
 /// What the application has not received of the run in hand.
 #[derive(Debug)]
@@ -64,9 +64,9 @@ impl Receiver {
 
     #[inline]
     pub(crate) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, RecvError>> {
-        ready!(budget::poll_proceed(cx));
+        ready!(turns::poll_proceed(cx));
         // received octets are not copied
-        budget::spend(0);
+        turns::spend(0);
         if !self.is_disturbed()
             && let Some(front) = self.taken.chunk.front()
             && self.sieve.passes(self.taken.chunk.octets(front.topic.clone()))
@@ -121,7 +121,7 @@ impl Receiver {
         let Self { hub, taken, changes, sieve, .. } = self;
         *taken = ready!(hub.poll_take(taken, sieve, changes, cx))?;
         self.connection = self.taken.connection;
-        budget::note_taken();
+        turns::note_taken();
         Poll::Ready(Ok(()))
     }
 

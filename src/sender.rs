@@ -4,11 +4,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use crate::budget;
 use crate::error::{SendError, TrySendError};
 use crate::hub::{Hub, Refused, WaitFor, Waiting};
 use crate::message::Message;
 use crate::outbox::Payload;
+use crate::turns;
 
 /// Tries until a message is accepted or the socket is closed. Nothing is awaited after acceptance.
 #[inline]
@@ -38,9 +38,9 @@ where
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        ready!(budget::poll_proceed(cx));
+        ready!(turns::poll_proceed(cx));
         if self.waiting.is_none() {
-            budget::spend(self.payload.wire_size());
+            turns::spend(self.payload.wire_size());
             match (self.attempt)(self.hub, self.payload) {
                 Err(Refused::Full) => {}
                 done => return Poll::Ready(done),

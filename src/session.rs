@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use crate::command::{Subscription, put_ping, put_pong};
 use crate::engine::{Engine, EngineConfig, Input};
@@ -64,7 +64,11 @@ pub(crate) struct Session {
     hub: Arc<Hub>,
     peer: PeerId,
     heartbeat: Heartbeat,
+    copies: bool,
 }
+
+/// Messages from so many octets on take most of the buffer that they came in.
+const LARGE: usize = 16 * 1024;
 
 impl Session {
     /// Makes the peer known to the socket.
@@ -79,7 +83,12 @@ impl Session {
         let version = handshake.engine.version();
         hub.attach(peer, info, version, wire);
         let heartbeat = Heartbeat::new(hub.options(), version, now);
-        Self { engine: handshake.engine, hub, peer, heartbeat }
+        Self { engine: handshake.engine, hub, peer, heartbeat, copies: false }
+    }
+
+    /// Whether messages are copied out of the buffer, so that none of it outlives what is read next.
+    pub(crate) fn copy(&mut self, on: bool) {
+        self.copies = on;
     }
 
     /// Octets to send, before or between the socket's own.
@@ -120,7 +129,12 @@ impl Session {
                 Input::Need(octets) => return Ok(Next::Read(octets)),
                 Input::Congested => return Ok(Next::Write),
                 Input::Full => return Ok(Next::Wait),
-                Input::Chunk(chunk) => self.hub.deliver(self.peer, chunk)?,
+                Input::Chunk(mut chunk) => {
+                    if self.copies && chunk.bytes.len() < LARGE {
+                        chunk.bytes = Bytes::copy_from_slice(&chunk.bytes);
+                    }
+                    self.hub.deliver(self.peer, chunk)?;
+                }
                 Input::Subscribe(topic) => {
                     let topic = buf.get(topic).unwrap_or_default();
                     self.hub.peer_subscription(self.peer, Subscription::Subscribe(topic))?;

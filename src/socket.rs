@@ -76,7 +76,7 @@ impl Socket {
 
     fn with_valid(kind: SocketType, options: SocketOptions) -> Self {
         let engine = Arc::new(EngineConfig::new(kind, &options));
-        let hub = Arc::new(Hub::new(kind, Arc::new(options)));
+        let hub = Hub::new(kind, Arc::new(options));
         Self(Arc::new(Inner(Arc::new(Supervisor::new(hub, engine)))))
     }
 

@@ -25,6 +25,8 @@ pub enum DropReason {
     PeerHwmMessages,
     /// Outgoing: the peer had `send_hwm_bytes` octets queued.
     PeerHwmBytes,
+    /// Outgoing: the [`Budget`](crate::Budget) had no memory for it, or needed it for others.
+    Memory,
     /// Outgoing: no subscription matched.
     NoSubscriber,
     /// Outgoing: the peer went with the message still queued.
@@ -43,9 +45,10 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::PeerHwmMessages,
         Self::PeerHwmBytes,
+        Self::Memory,
         Self::NoSubscriber,
         Self::PeerGone,
         Self::Linger,
@@ -61,6 +64,7 @@ impl DropReason {
         match self {
             Self::PeerHwmMessages => "peer_hwm_messages",
             Self::PeerHwmBytes => "peer_hwm_bytes",
+            Self::Memory => "memory",
             Self::NoSubscriber => "no_subscriber",
             Self::PeerGone => "peer_gone",
             Self::Linger => "linger",
@@ -221,6 +225,6 @@ mod tests {
         for (i, reason) in DropReason::ALL.into_iter().enumerate() {
             assert_eq!(counts.get(reason), i as u64 + 1, "{reason}");
         }
-        assert_eq!(counts.total(), 45);
+        assert_eq!(counts.total(), 55);
     }
 }

@@ -14,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
-use crate::connection::Greeter;
+use crate::connection::{Connection, Greeter};
 use crate::endpoint::Endpoint;
 use crate::endpoints::{EndpointState, Endpoints, EntryId, Stop};
 use crate::engine::EngineConfig;
 use crate::error::DisconnectCause;
-use crate::hub::{Hub, Leaving, PeerId};
+use crate::hub::{Admission, Hub, Leaving, PeerId};
 use crate::monitor::Event;
 use crate::options::SocketOptions;
 use crate::peer::{ConnectionId, PeerInfo};
@@ -37,7 +37,7 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     pub(crate) fn new(hub: Arc<Hub>, engine: Arc<EngineConfig>) -> Self {
-        let waiting_room = Arc::new(WaitingRoom::new(hub.options().max_handshakes));
+        let waiting_room = Arc::new(WaitingRoom::new(hub.max_handshakes()));
         let (endpoints, tasks) = (Arc::default(), TaskTracker::new());
         Self { hub, engine, endpoints, tasks, waiting_room }
     }
@@ -99,40 +99,14 @@ impl Supervisor {
     async fn serve(
         self: Arc<Self>,
         stream: Stream,
-        mut info: PeerInfo,
+        info: PeerInfo,
         place: Place,
         entry: EntryId,
         stop: CancellationToken,
     ) {
-        let peer = Arc::new(info.clone());
-        self.hub.emit(&Event::Accepted { peer: peer.clone() });
-        let greeted = match self.admit(&stream, &info) {
-            Ok(()) => {
-                let (reader, writer) = stream.split();
-                let mut greeter = Greeter::new(self.engine.clone(), reader, writer);
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => Err(DisconnectCause::Local),
-                    () = place.evicted.cancelled() => Err(DisconnectCause::TooManyHandshakes),
-                    greeted = greeter.greet(self.options().handshake_timeout) => {
-                        greeted.map(|session| (greeter, session))
-                    }
-                }
-            }
-            Err(cause) => Err(cause),
-        };
-        drop(place);
-        let (greeter, session) = match greeted {
-            Ok(greeted) => greeted,
-            Err(cause) => {
-                self.fail_handshake(peer, &cause);
-                return;
-            }
-        };
-        info.session = Some(session);
-        let info = Arc::new(info);
-        let id = self.hub.add_peer(info.endpoint.clone(), false);
-        let connection = greeter.open(self.hub.clone(), id, info.clone());
+        // boxed, so that a connection does not drag its handshake's state along
+        let welcomed = Box::pin(self.welcome(stream, info, place, stop)).await;
+        let Some((id, info, mut connection)) = welcomed else { return };
         if !self.endpoints.enter(entry, id) {
             self.hub.close_peer(id, self.hub.linger_from(Instant::now().into_std()));
         }
@@ -141,8 +115,48 @@ impl Supervisor {
         self.part(id, info, cause);
     }
 
+    /// The handshake of an accepted connection.
+    async fn welcome(
+        &self,
+        stream: Stream,
+        mut info: PeerInfo,
+        place: Place,
+        stop: CancellationToken,
+    ) -> Option<(PeerId, Arc<PeerInfo>, Connection)> {
+        let peer = Arc::new(info.clone());
+        self.hub.emit(&Event::Accepted { peer: peer.clone() });
+        let greeted = match self.admit(&stream, &info) {
+            Ok(admission) => {
+                let (reader, writer) = stream.split();
+                let mut greeter = Greeter::new(self.engine.clone(), reader, writer);
+                let greeted = tokio::select! {
+                    biased;
+                    () = stop.cancelled() => Err(DisconnectCause::Local),
+                    () = place.evicted.cancelled() => Err(DisconnectCause::TooManyHandshakes),
+                    greeted = greeter.greet(self.options().handshake_timeout) => greeted,
+                };
+                drop(admission);
+                greeted.map(|session| (greeter, session))
+            }
+            Err(cause) => Err(cause),
+        };
+        drop(place);
+        let (greeter, session) = match greeted {
+            Ok(greeted) => greeted,
+            Err(cause) => {
+                self.fail_handshake(peer, &cause);
+                return None;
+            }
+        };
+        info.session = Some(session);
+        let info = Arc::new(info);
+        let id = self.hub.add_peer(info.endpoint.clone(), false);
+        let connection = greeter.open(self.hub.clone(), id, info.clone());
+        Some((id, info, connection))
+    }
+
     /// Whether a peer may connect at all.
-    fn admit(&self, stream: &Stream, info: &PeerInfo) -> Result<(), DisconnectCause> {
+    fn admit(&self, stream: &Stream, info: &PeerInfo) -> Result<Admission, DisconnectCause> {
         let options = self.options();
         stream.set_up(options)?;
         if let Some(remote) = info.remote {
@@ -159,7 +173,7 @@ impl Supervisor {
             let text = format!("user {}, group {}, process {pid}", who.uid, who.gid);
             return Err(DisconnectCause::Filtered(text));
         }
-        Ok(())
+        self.hub.admit().ok_or(DisconnectCause::Memory { held: 0 })
     }
 
     /// A connection is over.
@@ -219,7 +233,7 @@ impl Supervisor {
                     match greeted {
                         Err(cause) => cause,
                         Ok((greeter, info)) => {
-                            let connection = greeter.open(self.hub.clone(), peer, info.clone());
+                            let mut connection = greeter.open(self.hub.clone(), peer, info.clone());
                             self.endpoints.set(entry, EndpointState::Ready);
                             let cause = connection.run().instrument(span).await;
                             let over = cause == DisconnectCause::Local;

@@ -432,7 +432,7 @@ impl Player {
         let kind = side.kind().expect("one of this crate's types");
         let options = Arc::new(side.options());
         let engine = Arc::new(EngineConfig::new(kind, &options));
-        let hub = Arc::new(Hub::new(kind, options));
+        let hub = Hub::new(kind, options);
         if let Some(topic) = side.options.get("SUBSCRIBE") {
             hub.subscribe(text(topic).as_bytes(), Form::Command).unwrap();
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use super::memory::Holding;
 use super::{After, Hub, Inbox, Link, Outbox, Peer, PeerId, Slot, State, Waiting, Wire, find};
 use crate::command::Subscription;
 use crate::endpoint::Endpoint;
@@ -32,6 +33,8 @@ pub(crate) enum Writing {
     Blocked,
     /// A sender's write failed.
     Broken(io::ErrorKind),
+    /// The peer has to go, for so much that it holds.
+    Evicted(usize),
 }
 
 /// A flight on its way, and whose it is.
@@ -99,6 +102,9 @@ impl State {
         let Some(slot) = self.peers.get_mut(id.index as usize) else { return };
         let Some(peer) = slot.peer.as_deref_mut() else { return };
         let mut sent = peer.outbox.settle(flight, &mut self.pool);
+        if how != Written::All && self.account.is_some() {
+            peer.outbox.shrink();
+        }
         let late = peer.session != session || peer.link.is_none();
         if late {
             // the connection that it was written to is gone
@@ -127,6 +133,7 @@ impl State {
         if rest || how != Written::All || closing {
             self.nudge(id.index, after);
         }
+        self.weigh(id.index);
         self.retire(id.index);
     }
 
@@ -155,13 +162,14 @@ impl Hub {
             info: None,
             link: None,
             session: 0,
-            outbox: Outbox::new(options.send_hwm, options.send_hwm_bytes),
+            outbox: Outbox::new(options.send_hwm, options.send_hwm_bytes, self.account.is_some()),
             inbox: Inbox::new(options.recv_hwm, options.recv_hwm_bytes),
             listed: false,
             gone: None,
             closing: None,
             flushed: false,
             dropping: false,
+            memory: Holding::default(),
             out: Outgoing::default(),
             inc: Incoming::default(),
         });
@@ -180,6 +188,7 @@ impl Hub {
             slot.peer = Some(peer);
             generation = slot.generation;
         }
+        state.weigh(index);
         if matches!(self.kind, SocketType::Push | SocketType::XSub) {
             state.lanes.push(index);
             after.wake_all(&mut state.senders);
@@ -264,7 +273,8 @@ impl Hub {
         let State { peers, pool, .. } = &mut *state;
         let Some(peer) = find(peers, id) else { return 0 };
         peer.link = None;
-        peer.outbox.control().clear();
+        *peer.outbox.control() = Vec::new();
+        peer.memory.part();
         let stays = leaving == Leaving::Lost && peer.persistent;
         if !stays {
             peer.gone = Some(match leaving {
@@ -277,6 +287,7 @@ impl Hub {
         let unread = if closing { peer.inbox.clear() } else { 0 };
         state.drop_incoming(id.index, DropReason::Closed, unread);
         let discarded = state.bury(id.index) as u64;
+        state.weigh(id.index);
         if !stays {
             state.leave_lanes(id.index);
             self.forget_subscriptions(&mut state, id.index, &mut after);
@@ -314,6 +325,9 @@ impl Hub {
         let State { peers, pool, .. } = &mut *state;
         let Some(peer) = find(peers, id) else { return (Writing::Idle, None) };
         let closing = peer.closing.or(socket_closing);
+        if let Some(held) = peer.memory.evicted {
+            return (Writing::Evicted(held), closing);
+        }
         // answers that the peer does not fetch stay with the engine, which then stops reading
         if drained {
             out.clear();
@@ -373,12 +387,18 @@ impl Hub {
         // what nobody will receive needs no room
         let closed = state.closing.is_some();
         let Some(peer) = state.peer(id) else { return Room::ANY };
-        let room = if closed { Room::ANY } else { peer.inbox.room() };
+        let mut room = if closed { Room::ANY } else { peer.inbox.room() };
+        let mut after = After::default();
+        if room.messages > 0 && !closed {
+            room = self.room_in_memory(&mut state, id, room, &mut after);
+        }
         if room.messages == 0
-            && let Some(link) = &mut peer.link
+            && let Some(link) = state.peer(id).and_then(|peer| peer.link.as_mut())
         {
             link.paused = true;
         }
+        drop(state);
+        self.finish(after);
         room
     }
 
@@ -483,6 +503,7 @@ impl Hub {
                     let unread = peer.inbox.clear();
                     peer.listed = false;
                     state.drop_incoming(index, DropReason::Closed, unread);
+                    state.weigh(index);
                     state.nudge(index, &mut after);
                     state.retire(index);
                 }
@@ -539,7 +560,7 @@ impl Hub {
 }
 
 /// Commands on their way to a peer that does not read.
-const CONTROL_MAX: usize = 64 * 1024;
+const CONTROL_MAX: usize = 4 * 1024;
 
 /// Octets that a connection task writes before it looks around again.
 const FLIGHT: usize = 2 * BATCH;

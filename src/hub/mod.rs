@@ -15,6 +15,7 @@
 //! **Whose counters.** Each peer has its own; those of a peer that is gone are added to the socket's.
 
 mod link;
+mod memory;
 mod receive;
 mod send;
 mod subscribe;
@@ -23,11 +24,12 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Waker};
 use std::time::Instant;
 
 pub(crate) use link::{Closing, Leaving, Writing, Written, write_flight};
+pub(crate) use memory::Admission;
 pub(crate) use receive::{Sieve, Taken};
 pub use send::Delivery;
 pub(crate) use send::Refused;
@@ -36,6 +38,7 @@ pub(crate) use subscribe::Form;
 use bytes::Bytes;
 
 use crate::endpoint::Endpoint;
+use crate::governor::{Account, Decision};
 use crate::greeting::Version;
 use crate::inbox::Inbox;
 use crate::monitor::{Event, Monitors};
@@ -72,11 +75,18 @@ pub(crate) struct Hub {
     closed: AtomicBool,
     /// Whether `Closed` was said.
     end_told: AtomicBool,
+    /// The part of a budget that it keeps within.
+    account: Option<Arc<Account>>,
+    itself: Weak<Self>,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// The same as the hub's.
+    account: Option<Arc<Account>>,
+    /// Whether what is queued may be dropped when others need the memory.
+    droppable: bool,
     peers: Vec<Slot>,
     free: Vec<u32>,
     pool: Pool,
@@ -105,6 +115,10 @@ struct State {
     full: Vec<PeerId>,
     receiver: Option<Waker>,
     senders: Waiters,
+    /// Whether senders are in the queue for memory.
+    senders_hungry: bool,
+    /// What is charged of the pool.
+    pooled: usize,
     /// Those who wait for subscriptions or for connections.
     watchers: Waiters,
     closing: Option<Closing>,
@@ -145,6 +159,7 @@ struct Peer {
     flushed: bool,
     /// Whether the `Dropping` event of this full queue was said.
     dropping: bool,
+    memory: memory::Holding,
     out: Outgoing,
     inc: Incoming,
 }
@@ -265,9 +280,14 @@ impl State {
 
     /// Every outgoing message that dies on its way to a peer.
     fn drop_outgoing(&mut self, index: u32, reason: DropReason, count: usize, after: &mut After) {
-        let Some(peer) = self.at(index) else { return };
+        let Self { account, peers, .. } = self;
+        let Some(peer) = at_mut(peers, index) else { return };
         peer.out.dropped.add(reason, count as u64);
-        if matches!(reason, DropReason::PeerHwmMessages | DropReason::PeerHwmBytes)
+        use DropReason::{Memory, PeerHwmBytes, PeerHwmMessages};
+        if let (Memory, Some(account)) = (reason, &account) {
+            account.count(Decision::Refused, count as u64);
+        }
+        if matches!(reason, PeerHwmMessages | PeerHwmBytes | Memory)
             && !std::mem::replace(&mut peer.dropping, true)
         {
             let info = peer.link.as_ref().and(peer.info.clone());
@@ -303,6 +323,9 @@ impl State {
         let done = |peer: &Peer| peer.gone.is_some() && !peer.outbox.is_flying();
         if let Some(peer) = slot.peer.take_if(|peer| done(peer) && peer.inbox.is_empty()) {
             slot.generation = slot.generation.wrapping_add(1);
+            if let Some(account) = &self.account {
+                account.charge(peer.memory.charged, 0);
+            }
             self.gone_out.merge(&peer.out);
             self.gone_in.merge(&peer.inc);
             self.free.push(index);
@@ -329,8 +352,9 @@ fn at_mut(peers: &mut [Slot], index: u32) -> Option<&mut Peer> {
 }
 
 impl Hub {
-    pub(crate) fn new(kind: SocketType, options: Arc<SocketOptions>) -> Self {
-        Self {
+    pub(crate) fn new(kind: SocketType, options: Arc<SocketOptions>) -> Arc<Self> {
+        let account = options.budget.as_ref().map(Account::new);
+        let hub = Arc::new_cyclic(|itself: &Weak<Self>| Self {
             kind,
             options,
             monitors: Monitors::default(),
@@ -338,8 +362,20 @@ impl Hub {
             in_hand: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             end_told: AtomicBool::new(false),
-            state: Mutex::new(State { in_order: kind == SocketType::XPub, ..State::default() }),
+            itself: itself.clone(),
+            state: Mutex::new(State {
+                in_order: kind == SocketType::XPub,
+                pool: account.clone().map_or_else(Pool::default, Pool::governed),
+                account: account.clone(),
+                droppable: kind != SocketType::Push,
+                ..State::default()
+            }),
+            account,
+        });
+        if let Some(account) = &hub.account {
+            account.enrol(hub.itself.clone());
         }
+        hub
     }
 
     pub(crate) fn kind(&self) -> SocketType {
@@ -385,10 +421,14 @@ impl Hub {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// To be called without the lock.
     #[inline]
     fn finish(&self, after: After) {
         if after.waker.is_some() || !after.wakers.is_empty() || !after.events.is_empty() {
             self.fire(after);
+        }
+        if let Some(account) = &self.account {
+            account.act();
         }
     }
 

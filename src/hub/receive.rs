@@ -66,6 +66,7 @@ impl State {
             peer.inc.dropped.add(DropReason::Conflated, dropped as u64);
         }
         let listed = std::mem::replace(&mut peer.listed, true);
+        self.weigh(index);
         if self.in_order || !listed {
             self.ring.push_back(index);
         }
@@ -192,6 +193,7 @@ impl Hub {
                 return Ok(taken);
             }
             // all of it was filtered
+            state.weigh(index);
             state.unpause(index, after);
             state.retire(index);
         }
@@ -208,6 +210,7 @@ impl Hub {
         self.in_hand.store(0, Ordering::Relaxed);
         if let Some(peer) = state.peer(id) {
             peer.inbox.release(messages, bytes);
+            state.weigh(id.index);
             state.unpause(id.index, after);
         }
         state.never_received(id, unread);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::link::{Launched, write_flight};
 use super::{After, Form, Hub, Peer, PeerId, Slot, State, Waiting, Wire, at, at_mut};
 use crate::command::Subscription;
+use crate::governor::Waiter;
 use crate::message::Message;
 use crate::options::OnFull;
 use crate::outbox::{BATCH, Flight, Payload, Pool};
@@ -90,6 +91,7 @@ impl State {
         let Some(peer) = at_mut(&mut self.peers, index) else { return };
         let replaced = if conflate { peer.outbox.conflate() } else { 0 };
         peer.queue(payload, payload.wire_size(), &mut self.pool);
+        self.weigh(index);
         if replaced > 0 {
             self.drop_outgoing(index, DropReason::Conflated, replaced, after);
         }
@@ -201,7 +203,7 @@ impl Hub {
             if state.closing.is_some() {
                 return Err(Refused::Closed);
             }
-            if !wait || !make_room(&mut state, size, &mut launches) {
+            if !wait || !make_room(&mut state, payload, size, &mut launches) {
                 break;
             }
             if launches.is_empty() {
@@ -219,15 +221,17 @@ impl Hub {
         }
         let lone = matched.len() <= LONE;
         let shared = share(payload, &matched, &mut state.pool);
-        let payload = &shared.as_ref().map_or(*payload, Payload::Message);
+        let payload = &shared.as_ref().map_or(*payload, |message| state.pool.payload(message));
         let mut full = std::mem::take(&mut state.full);
         for &index in &matched {
             if !conflate && state.queue(index, payload, size) {
                 delivery.queued += 1;
                 continue;
             }
-            let Some(peer) = state.at(index) else { continue };
-            let room = if conflate { Ok(()) } else { peer.outbox.room_for(size) };
+            if state.at(index).is_none() {
+                continue;
+            }
+            let room = if conflate { Ok(()) } else { state.room(index, payload, size) };
             match room.map_err(|reason| (reason, state.launch(index))) {
                 Ok(()) => {
                     state.accept(index, payload, conflate, &mut after);
@@ -250,15 +254,12 @@ impl Hub {
         if !full.is_empty() {
             // the second try for peers whose queue was full and has been written since
             for id in full.drain(..) {
-                let room = match state.peer(id) {
-                    Some(peer) if peer.gone.is_none() => peer.outbox.room_for(size),
-                    _ => {
-                        state.refuse_unrouted(DropReason::PeerGone);
-                        delivery.dropped += 1;
-                        continue;
-                    }
-                };
-                match room {
+                if state.peer(id).is_none_or(|peer| peer.gone.is_some()) {
+                    state.refuse_unrouted(DropReason::PeerGone);
+                    delivery.dropped += 1;
+                    continue;
+                }
+                match state.room(id.index, payload, size) {
                     Ok(()) => {
                         state.accept(id.index, payload, false, &mut after);
                         delivery.queued += 1;
@@ -338,7 +339,7 @@ impl Hub {
                 if peer.link.is_none() && self.options.immediate {
                     continue;
                 }
-                if conflate || peer.outbox.room_for(size).is_ok() {
+                if conflate || state.room(index, payload, size).is_ok() {
                     chosen = Some((lane, index));
                     break;
                 }
@@ -390,13 +391,15 @@ impl Hub {
             state.refuse_unrouted(DropReason::NoSubscriber);
         }
         for &index in &lanes {
-            match state.at(index).map(|peer| peer.outbox.room_for(size)) {
-                Some(Ok(())) => {
+            if state.at(index).is_none() {
+                continue;
+            }
+            match state.room(index, &payload, size) {
+                Ok(()) => {
                     state.accept(index, &payload, false, &mut after);
                     launches.extend(state.kick(index, lanes.len() <= LONE, &mut after));
                 }
-                Some(Err(reason)) => state.refuse(index, reason, &mut after),
-                None => {}
+                Err(reason) => state.refuse(index, reason, &mut after),
             }
         }
         state = self.fly(state, &mut launches, &mut after);
@@ -409,7 +412,13 @@ impl Hub {
     /// Registers a sender that was refused; it must try once more before it sleeps, for room may
     /// have come in between.
     pub(crate) fn wait_for_room(&self, waiting: &mut Waiting, cx: &mut Context<'_>) {
-        waiting.register(&mut self.lock(), cx);
+        let mut state = self.lock();
+        waiting.register(&mut state, cx);
+        if let Some(account) = &self.account
+            && !std::mem::replace(&mut state.senders_hungry, true)
+        {
+            account.wait(self.itself.clone(), Waiter::Senders);
+        }
     }
 
     /// Writes what a sender took upon itself to write, without the lock.
@@ -457,7 +466,7 @@ fn queue_for_all(
         pool.packed = packed;
     } else {
         let shared = share(payload, matched, pool);
-        let payload = shared.as_ref().map_or(*payload, Payload::Message);
+        let payload = shared.as_ref().map_or(*payload, |message| pool.payload(message));
         for &index in matched {
             if let Some(peer) = at_mut(peers, index) {
                 peer.queue(&payload, size, pool);
@@ -469,15 +478,20 @@ fn queue_for_all(
 /// A copy that several peers share, where that costs less than a copy for each.
 #[inline]
 fn share(payload: &Payload<'_>, matched: &[u32], pool: &mut Pool) -> Option<Message> {
-    (matched.len() > 1 && payload.is_worth_sharing()).then(|| pool.share(payload))
+    (matched.len() > 1 && pool.is_worth_sharing(payload)).then(|| pool.share(payload))
 }
 
 /// Whether a matched peer has no room; launches what may make some.
-fn make_room(state: &mut State, size: usize, launches: &mut Vec<Launch>) -> bool {
+fn make_room(
+    state: &mut State,
+    payload: &Payload<'_>,
+    size: usize,
+    launches: &mut Vec<Launch>,
+) -> bool {
     let mut full = false;
     for i in 0..state.matched.len() {
         let Some(&index) = state.matched.get(i) else { continue };
-        if state.at(index).is_some_and(|peer| peer.outbox.room_for(size).is_err()) {
+        if state.at(index).is_some() && state.room(index, payload, size).is_err() {
             full = true;
             launches.extend(state.launch(index));
         }

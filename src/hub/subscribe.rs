@@ -1,6 +1,7 @@
 //! Subscriptions: what this side asks publishers for, and what subscribers ask of this side
 //! (RFC 29).
 
+use std::collections::BTreeSet;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -60,7 +61,13 @@ impl State {
             let Some(peer) = self.at(index).filter(|peer| peer.closing.is_none()) else { continue };
             let Some(link) = &mut peer.link else { continue };
             link.changes += 1;
-            put_subscription(peer.outbox.control(), link.version, form, what);
+            let version = link.version;
+            if peer.outbox.control().len() >= QUEUED && !self.may_cost(index, QUEUED, after) {
+                continue;
+            }
+            let Some(peer) = self.at(index) else { continue };
+            put_subscription(peer.outbox.control(), version, form, what);
+            self.weigh(index);
             self.nudge(index, after);
         }
     }
@@ -269,6 +276,11 @@ impl Hub {
                 if set.bytes(index).saturating_add(topic.len() + OVERHEAD) > limit {
                     return Err(ProtocolError::TooManySubscriptions { limit });
                 }
+                if !state.may_cost(index, topic.len() + OVERHEAD, after) {
+                    return Ok(());
+                }
+                let State { subscriptions, requests, .. } = state;
+                let set = if manual { requests } else { subscriptions };
                 let first = set.subscribe(index, topic).first;
                 (first || manual || verbose != XPubVerbose::Unique, 1, topic)
             }
@@ -279,10 +291,16 @@ impl Hub {
                 (told || manual || verbose == XPubVerbose::All, 0, topic)
             }
         };
+        state.weigh_subscriptions(index);
         if let (Some(news), Subscription::Subscribe(topic)) = (&mut state.news, what)
             && !news.contains(topic)
         {
-            news.insert(Bytes::copy_from_slice(topic));
+            if news.len() < NEWS && topic.len() <= NEWS {
+                news.insert(Bytes::copy_from_slice(topic));
+            } else {
+                // everything is news then
+                *news = BTreeSet::from([Bytes::new()]);
+            }
         }
         if notify && self.kind == SocketType::XPub {
             let frame = [&[first_octet], topic].concat();
@@ -316,6 +334,7 @@ impl Hub {
         } else {
             subscriptions.remove_peer(index, &mut tell);
         }
+        state.weigh_subscriptions(index);
         // in octet order, as libzmq walks its tree
         told.sort();
         for frame in told {
@@ -346,3 +365,9 @@ impl Hub {
         changed
     }
 }
+
+/// Octets of subscriptions that wait to be sent to a publisher, from which on they are asked for.
+const QUEUED: usize = 4 * 1024;
+
+/// Topics that are told one by one, and octets of one.
+const NEWS: usize = 4 * 1024;

@@ -1,0 +1,354 @@
+//! What each peer holds of memory: charged to the socket's budget, asked for before it grows, and given
+//! up when the governor wants it for others.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{After, Hub, Peer, PeerId, State, at_mut};
+use crate::engine::HANDSHAKE_MAX;
+use crate::framing::Room;
+use crate::governor::{Account, Decision, Holder, Request, Waiter};
+use crate::monitor::Event;
+use crate::outbox::Payload;
+use crate::stats::DropReason;
+
+/// What of a peer's memory is not in its queues, and how the governor stands to it.
+#[derive(Debug, Default)]
+pub(super) struct Holding {
+    /// What is charged.
+    pub(super) charged: usize,
+    /// What its subscriptions cost.
+    pub(super) subscriptions: usize,
+    /// What its connection keeps of messages that are not whole.
+    buffers: usize,
+    /// When that was last other than it is.
+    changed: Option<Instant>,
+    /// What it held when it was decided that it has to go.
+    pub(super) evicted: Option<usize>,
+    /// It is not read from for want of memory.
+    paused: bool,
+}
+
+impl Holding {
+    /// The connection is gone, with what it held.
+    pub(super) fn part(&mut self) {
+        *self =
+            Self { charged: self.charged, subscriptions: self.subscriptions, ..Self::default() };
+    }
+}
+
+impl Peer {
+    /// What it costs, beside [`CONNECTION`].
+    fn cost(&self) -> usize {
+        let Holding { subscriptions, buffers, .. } = self.memory;
+        self.outbox.cost() + self.inbox.cost() + subscriptions + buffers
+    }
+
+    /// The same, with what it holds together with others counted in full.
+    pub(super) fn weight(&self) -> usize {
+        self.cost() + self.outbox.weight().saturating_sub(self.outbox.cost())
+    }
+
+    /// What it can be made to give up.
+    fn hoard(&self, droppable: bool, now: Instant) -> usize {
+        let Holding { subscriptions, buffers, changed, .. } = self.memory;
+        // one that is sending is not to blame yet
+        let stale = changed.is_some_and(|at| now.saturating_duration_since(at) >= GRACE);
+        let queue = if droppable { self.outbox.weight() } else { 0 };
+        queue + self.outbox.control_cost() + subscriptions + if stale { buffers } else { 0 }
+    }
+
+    /// Whether the kernel takes what is sent to it.
+    fn keeps_up(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| !link.blocked)
+    }
+}
+
+impl State {
+    /// Charges what a peer costs by now.
+    pub(super) fn weigh(&mut self, index: u32) {
+        let Self { account: Some(account), peers, pool, pooled, .. } = self else { return };
+        if let Some(peer) = at_mut(peers, index) {
+            let cost = CONNECTION + peer.cost();
+            account.charge(std::mem::replace(&mut peer.memory.charged, cost), cost);
+        }
+        let cost = pool.cost();
+        account.charge(std::mem::replace(pooled, cost), cost);
+    }
+
+    /// The same after its subscriptions have changed.
+    pub(super) fn weigh_subscriptions(&mut self, index: u32) {
+        if self.account.is_some() {
+            let octets = self.subscriptions.bytes(index) + self.requests.bytes(index);
+            if let Some(peer) = self.at(index) {
+                peer.memory.subscriptions = octets;
+            }
+            self.weigh(index);
+        }
+    }
+
+    /// Whether a message may be queued for a peer; if it takes memory, that is granted.
+    pub(super) fn room(
+        &mut self,
+        index: u32,
+        payload: &Payload<'_>,
+        size: usize,
+    ) -> Result<(), DropReason> {
+        let Self { account, peers, pool, droppable, .. } = self;
+        let Some(peer) = at_mut(peers, index) else { return Err(DropReason::PeerGone) };
+        let account = match (peer.outbox.room_for(size), account) {
+            (Err(DropReason::Memory), Some(account)) => account,
+            (room, _) => return room,
+        };
+        let empty = peer.outbox.messages() == 0;
+        let (held, modest) = (peer.weight(), empty && peer.keeps_up());
+        for generous in [true, false] {
+            let more = peer.outbox.need(payload, size, pool, generous);
+            // what could never be granted is not to wait for ever
+            let giant = empty && !*droppable && more > account.most();
+            let request = Request { held, more, modest, reclaimable: *droppable };
+            if giant || account.ask(request) {
+                peer.outbox.grant(payload.is_copied(size), more);
+                return Ok(());
+            }
+        }
+        Err(DropReason::Memory)
+    }
+
+    /// Whether a peer may cost so much more by what it makes this side keep; if not it has to go.
+    pub(super) fn may_cost(&mut self, index: u32, more: usize, after: &mut After) -> bool {
+        let Self { account: Some(account), peers, .. } = self else { return true };
+        let Some(peer) = at_mut(peers, index) else { return true };
+        if peer.memory.evicted.is_some() {
+            return false;
+        }
+        let held = peer.weight();
+        let modest = held < MODEST;
+        if account.ask(Request { held, more, modest, reclaimable: true }) {
+            return true;
+        }
+        self.evict(index, after);
+        false
+    }
+
+    /// A peer has to go, for what it holds.
+    fn evict(&mut self, index: u32, after: &mut After) {
+        let Some(peer) = self.at(index).filter(|peer| peer.link.is_some()) else { return };
+        if peer.memory.evicted.is_none() {
+            peer.memory.evicted = Some(peer.weight());
+            if let Some(account) = &self.account {
+                account.count(Decision::Disconnected, 1);
+            }
+        }
+        self.nudge(index, after);
+    }
+}
+
+impl Hub {
+    /// Room for a connection that has not said READY; `None`: there is none.
+    pub(crate) fn admit(self: &Arc<Self>) -> Option<Admission> {
+        if let Some(account) = &self.account {
+            let request = Request { held: 0, more: HANDSHAKE, modest: false, reclaimable: false };
+            if !account.ask(request) {
+                account.count(Decision::TurnedAway, 1);
+                account.act();
+                return None;
+            }
+            account.charge(0, HANDSHAKE);
+        }
+        Some(Admission(self.account.clone()))
+    }
+
+    /// How many connections may be in their handshake at once.
+    pub(crate) fn max_handshakes(&self) -> usize {
+        let most = self.account.as_ref().map_or(usize::MAX, |account| account.for_handshakes());
+        self.options.max_handshakes.min(most / HANDSHAKE)
+    }
+
+    /// Whether this socket keeps within a budget.
+    pub(crate) fn account(&self) -> Option<&Arc<Account>> {
+        self.account.as_ref()
+    }
+
+    /// What of a peer's receive queue may be filled, if the queue has `room`.
+    pub(super) fn room_in_memory(
+        &self,
+        state: &mut State,
+        id: PeerId,
+        room: Room,
+        after: &mut After,
+    ) -> Room {
+        let Some(account) = &self.account else { return room };
+        for look in 0..2 {
+            let Some(peer) = state.peer(id) else { return room };
+            let held = peer.weight();
+            let free = account.free_for(held);
+            let empty = peer.inbox.is_done();
+            let one = Request { held, more: MODEST, modest: true, reclaimable: false };
+            if free > 0 || empty && account.ask(one) {
+                if std::mem::take(&mut peer.memory.paused) {
+                    account.pass_on();
+                }
+                return match free {
+                    0 => Room { messages: 1, bytes: 1 },
+                    _ => Room { bytes: room.bytes.min(free), ..room },
+                };
+            }
+            if look == 0 {
+                account.wait(self.itself.clone(), Waiter::Peer(id.number()));
+            }
+        }
+        after.events.extend(self.pause(state, id, account));
+        Room::NONE
+    }
+
+    /// Whether a connection may hold so much of messages that are not whole. If not, and it is to
+    /// `wait` for it, its task will be woken.
+    pub(crate) fn may_buffer(&self, id: PeerId, octets: usize, wait: bool) -> bool {
+        let Some(account) = &self.account else { return true };
+        let mut after = After::default();
+        let mut state = self.lock();
+        let mut granted = false;
+        for look in 0..2 {
+            let Some(peer) = state.peer(id) else { return true };
+            let held = peer.weight();
+            let more = octets.saturating_sub(peer.memory.buffers);
+            let modest = peer.memory.buffers < MODEST && peer.inbox.is_done();
+            granted = more == 0 || account.ask(Request { held, more, modest, reclaimable: true });
+            if granted {
+                if std::mem::take(&mut peer.memory.paused) {
+                    account.pass_on();
+                }
+                if std::mem::replace(&mut peer.memory.buffers, octets) != octets {
+                    peer.memory.changed = Some(Instant::now());
+                }
+                break;
+            }
+            if !wait {
+                break;
+            }
+            if look == 0 {
+                account.wait(self.itself.clone(), Waiter::Peer(id.number()));
+            }
+        }
+        if granted {
+            state.weigh(id.index);
+        } else if wait {
+            after.events.extend(self.pause(&mut state, id, account));
+        }
+        drop(state);
+        self.finish(after);
+        granted
+    }
+
+    /// A peer is not read from for want of memory.
+    fn pause(&self, state: &mut State, id: PeerId, account: &Account) -> Option<Event> {
+        let peer = state.peer(id)?;
+        if std::mem::replace(&mut peer.memory.paused, true) {
+            return None;
+        }
+        account.count(Decision::Paused, 1);
+        Some(Event::ReadingPaused { peer: peer.info.clone()?, held: peer.weight() })
+    }
+}
+
+/// A connection before READY, as it is charged; given back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Admission(Option<Arc<Account>>);
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        if let Some(account) = &self.0 {
+            account.charge(HANDSHAKE, 0);
+            account.act();
+        }
+    }
+}
+
+impl Holder for Hub {
+    fn hoarders(&self, each: &mut dyn FnMut(usize, u64)) {
+        let now = Instant::now();
+        let state = self.lock();
+        for (index, slot) in state.peers.iter().enumerate() {
+            let Some(peer) = slot.peer.as_deref() else { continue };
+            let hoard = peer.hoard(state.droppable, now);
+            if hoard > 0 && peer.memory.evicted.is_none() {
+                each(hoard, state.id(index as u32).number());
+            }
+        }
+    }
+
+    fn give_up(&self, peer: u64) {
+        let Some(account) = &self.account else { return };
+        let id = PeerId::from_number(peer);
+        let mut after = After::default();
+        let mut state = self.lock();
+        let (droppable, now) = (state.droppable, Instant::now());
+        let Some(peer) = state.peer(id) else { return };
+        let (held, hoard) = (peer.weight(), peer.hoard(droppable, now));
+        if droppable && peer.outbox.messages() > 0 {
+            let messages = peer.outbox.conflate() as u64;
+            peer.out.dropped.add(DropReason::Memory, messages);
+            account.count(Decision::Reclaimed, messages);
+            after.events.push(Event::Reclaimed {
+                peer: peer.link.as_ref().and(peer.info.clone()),
+                endpoint: peer.endpoint.clone(),
+                messages,
+                held,
+            });
+        }
+        // half-sent messages and what does not stand in the queue go with the peer only
+        if peer.hoard(droppable, now) > hoard / 2 {
+            state.evict(id.index, &mut after);
+        }
+        state.weigh(id.index);
+        after.wake_all(&mut state.senders);
+        drop(state);
+        // not `finish`: the governor is at work
+        self.fire(after);
+    }
+
+    fn wake(&self, waiter: Waiter) -> bool {
+        let mut after = After::default();
+        let mut state = self.lock();
+        match waiter {
+            Waiter::Peer(number) => {
+                let id = PeerId::from_number(number);
+                if state.peer(id).is_some_and(|peer| peer.memory.paused) {
+                    state.nudge(id.index, &mut after);
+                }
+            }
+            Waiter::Senders => {
+                state.senders_hungry = false;
+                after.wake_all(&mut state.senders);
+            }
+        }
+        drop(state);
+        let woken = after.waker.is_some();
+        self.fire(after);
+        woken
+    }
+}
+
+impl PeerId {
+    fn number(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
+    fn from_number(number: u64) -> Self {
+        Self { index: number as u32, generation: (number >> 32) as u32 }
+    }
+}
+
+/// What a connection costs with nothing queued: its task, its place here and its timers; measured
+/// with ten thousand of them.
+const CONNECTION: usize = 4 * 1024;
+
+/// What a connection costs before READY at most: as much, and the largest command.
+const HANDSHAKE: usize = CONNECTION + HANDSHAKE_MAX;
+
+/// Who holds less is not held to what the others leave.
+const MODEST: usize = 4 * 1024;
+
+/// How long a message may be on its way before its sender is one who hoards.
+const GRACE: Duration = Duration::from_millis(500);
