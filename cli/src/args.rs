@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand};
-use dragonwire::{Endpoint, SocketOptions, SocketType, XPubVerbose};
+use dragonwire::{Budget, Endpoint, SocketOptions, SocketType, XPubVerbose};
 
 use crate::demo;
 use crate::directory::DirectoryArgs;
@@ -222,6 +222,9 @@ struct Common {
     /// The largest message that is received, in octets [default: 67108864]
     #[arg(long, value_name = "N")]
     max_msg_size: Option<u64>,
+    /// The most memory that the process may take, in MiB, whatever its peers do [default: no limit]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    memory: Option<u32>,
 }
 
 /// `--bind` and `--connect` in the order in which they were given.
@@ -305,6 +308,9 @@ impl Common {
         if let Some(octets) = self.max_msg_size {
             options = options.max_message_size(Some(octets));
         }
+        if let Some(mebibytes) = self.memory {
+            options = options.budget(&memory_budget(mebibytes));
+        }
         Ok(SocketJob {
             kind,
             endpoints,
@@ -316,6 +322,11 @@ impl Common {
             stats: self.stats,
         })
     }
+}
+
+/// The budget of a process that may take so many MiB.
+pub(crate) fn memory_budget(mebibytes: u32) -> Budget {
+    Budget::process((mebibytes as usize).saturating_mul(1 << 20))
 }
 
 impl Args for Endpoints {

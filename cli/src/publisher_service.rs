@@ -14,6 +14,7 @@ use dragonwire::driver::{DriverContext, PublisherService};
 use tokio::signal::unix::{self, SignalKind};
 use tracing::Level;
 
+use crate::args::memory_budget;
 use crate::console::Console;
 use crate::driver_options::{OptionArgs, Side, connect};
 use crate::log;
@@ -27,6 +28,9 @@ use crate::systemd::{self, Notifier};
 pub(crate) struct ServiceArgs {
     #[command(flatten)]
     options: OptionArgs,
+    /// The most memory that the process may take, in MiB, whatever its peers do [default: no limit]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    memory: Option<u32>,
 }
 
 /// Runs the service until a signal stops it.
@@ -44,6 +48,9 @@ pub(crate) async fn run(args: ServiceArgs, console: &Console) -> Result<Ending, 
     }
     let name = process_name(listener.as_ref(), &options);
     let mut context = DriverContext::new(options.clone()).with_process_name(&name);
+    if let Some(mebibytes) = args.memory {
+        context = context.with_budget(&memory_budget(mebibytes));
+    }
     if let Some(directory) = connect(&options)? {
         context = context.with_directory(directory);
     }

@@ -50,6 +50,8 @@ use self::codec::Position;
 use self::config::DriverOptions;
 use self::directory::Directory;
 use crate::endpoint::Endpoint;
+use crate::governor::Budget;
+use crate::options::SocketOptions;
 
 /// A driver: one publisher and one subscriber of one kind. Upstream's `PubSubApi`.
 ///
@@ -248,6 +250,7 @@ pub struct DriverContext {
     options: DriverOptions,
     directory: Option<Arc<dyn Directory>>,
     id: Option<Uuid>,
+    budget: Option<Budget>,
 }
 
 impl DriverContext {
@@ -255,7 +258,7 @@ impl DriverContext {
     /// process that is forked from this.
     #[must_use]
     pub fn new(options: DriverOptions) -> Self {
-        Self { options, directory: None, id: None }
+        Self { options, directory: None, id: None, budget: None }
     }
 
     /// With the directory that publishers keep their rows in and subscribers follow.
@@ -263,6 +266,22 @@ impl DriverContext {
     pub fn with_directory(mut self, directory: Arc<dyn Directory>) -> Self {
         self.directory = Some(directory);
         self
+    }
+
+    /// With the memory that the sockets of publishers, subscribers and the publisher service keep
+    /// within.
+    #[must_use]
+    pub fn with_budget(mut self, budget: &Budget) -> Self {
+        self.budget = Some(budget.clone());
+        self
+    }
+
+    /// What the sockets of a driver are made with.
+    pub(crate) fn socket_options(&self) -> SocketOptions {
+        match &self.budget {
+            Some(budget) => SocketOptions::new().budget(budget),
+            None => SocketOptions::new(),
+        }
     }
 
     /// With a name, unique on this host, by which the publisher's id stays the same over restarts: it

@@ -28,7 +28,6 @@ use crate::error::{DisconnectCause, Error};
 use crate::hub::Delivery;
 use crate::message::Message;
 use crate::monitor::{Event, Monitor};
-use crate::options::SocketOptions;
 use crate::pub_socket::PubSocket;
 use crate::push_socket::PushSocket;
 
@@ -292,7 +291,7 @@ impl SocketPublisher {
             Numbering { streams, journal, body: Vec::new(), lossy: BTreeMap::new(), closed: false };
         let numbering = Arc::new(AsyncMutex::new(numbering));
 
-        let mut options = SocketOptions::new().linger(Some(LINGER)).send_hwm(SEND_HWM);
+        let mut options = context.socket_options().linger(Some(LINGER)).send_hwm(SEND_HWM);
         if numbered {
             options = options.metadata(NUMBERED, "1");
         }

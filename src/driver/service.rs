@@ -24,7 +24,6 @@ use crate::endpoint::Endpoint;
 use crate::error::Error;
 use crate::message::Message;
 use crate::monitor::{Event, Monitor};
-use crate::options::SocketOptions;
 use crate::peer::ConnectionId;
 use crate::pull_socket::PullSocket;
 
@@ -129,7 +128,7 @@ impl PublisherService {
             service.start_monitors();
             return Ok(service);
         }
-        let pull = PullSocket::with_options(SocketOptions::new().recv_hwm(RECV_HWM))
+        let pull = PullSocket::with_options(context.socket_options().recv_hwm(RECV_HWM))
             .map_err(|source| socket_error("making PULL", source))?;
         let local = match listener {
             Some(listener) => pull

@@ -24,7 +24,6 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, RecvError};
 use crate::message::Message;
 use crate::monitor::{Event, Monitor};
-use crate::options::SocketOptions;
 use crate::peer::{ConnectionId, PeerInfo};
 use crate::pull_socket::PullSocket;
 use crate::stats::SocketStats;
@@ -218,7 +217,7 @@ impl SocketSubscriber {
         if self.usable()?.1.is_some() {
             return Err(DriverError::Already { what: WHAT, state: "runs" });
         }
-        let options = SocketOptions::new();
+        let options = self.context.socket_options();
         let (handle, socket, monitor) = match &self.source {
             Source::Publishers => {
                 let socket =
