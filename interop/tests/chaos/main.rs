@@ -23,14 +23,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use books::{Life, check, check_report};
 use network::{Network, Weather};
-use plan::{FAULTY, Fault, LINKS, PLAYERS, Plan};
+use plan::{FAULTY, Fault, LINKS, PLAYERS, Plan, STRETCH};
 
 #[test]
 fn after_chaos_every_pair_is_whole_again_and_the_books_balance() {
     let seed = number_from("CHAOS_SEED").unwrap_or_else(|| {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_micros() as u64)
     });
-    let time = Duration::from_secs(number_from("CHAOS_SECONDS").unwrap_or(20));
+    let time = number_from("CHAOS_SECONDS").map_or(STRETCH, Duration::from_secs).max(STRETCH);
     let plan = Plan::new(seed, time);
     println!("CHAOS_SEED={seed} CHAOS_SECONDS={}\n{plan}", time.as_secs());
     let mut network = Network::new(&plan.sender_binds);

@@ -95,6 +95,32 @@ pub(crate) struct Step {
     pub(crate) fault: Fault,
 }
 
+impl Step {
+    /// Whether packets meet it for long enough, beside these others: whether one of its links is not
+    /// cut then, and has nobody at its ends who is dead or stopped.
+    fn is_felt(&self, others: &[Self]) -> bool {
+        let (Fault::Delay(links) | Fault::Loss(links)) = &self.fault else { return true };
+        let silent = |link: usize, time: Duration| {
+            let now = |step: &&Self| step.from <= time && time < step.to;
+            others.iter().filter(now).any(|step| match &step.fault {
+                Fault::Kill(player) | Fault::Pause(player) => {
+                    LINKS[link].0 == *player || LINKS[link].1 == *player
+                }
+                Fault::Cut(links) => links.contains(&link),
+                Fault::Delay(_) | Fault::Loss(_) => false,
+            })
+        };
+        let instants = (0..).map(|i| self.from + GRAIN * i).take_while(|time| *time < self.to);
+        let felt = instants.filter(|time| links.iter().any(|link| !silent(*link, *time)));
+        GRAIN * felt.count() as u32 >= FELT
+    }
+}
+
+fn time_between(dice: &mut Dice, from: Duration, to: Duration) -> Duration {
+    let [from, to] = [from, to].map(|time| time.as_millis() as u64);
+    Duration::from_millis(dice.between(from, to.max(from + 1)))
+}
+
 /// The plan of a run.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -104,25 +130,33 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Each stretch of [`STRETCH`] holds every kind of fault; at least one cut and one pause in it
-    /// are longer than a heartbeat may be late.
+    /// The plan for a time of at least one [`STRETCH`]. Each stretch holds every kind of fault, and at
+    /// least one cut and one pause that are longer than a heartbeat may be late.
     pub(crate) fn new(seed: u64, time: Duration) -> Self {
         let mut dice = Dice::new(seed);
         let sender_binds = LINKS.iter().map(|_| dice.roll().is_multiple_of(2)).collect();
         let mut steps = Vec::new();
-        let stretches = (time.as_secs() / STRETCH.as_secs()).max(1);
-        for stretch in 0..stretches {
-            let start = time / stretches as u32 * stretch as u32;
+        let stretches = time.as_secs() / STRETCH.as_secs();
+        let length = time / stretches as u32;
+        for stretch in 0..stretches as u32 {
+            let mut drawn: Vec<Step> = Vec::new();
             for (shortest, longest, fault) in faults(&mut dice) {
-                let within = |dice: &mut Dice, from: Duration, to: Duration| {
-                    let [from, to] = [from, to].map(|time| time.as_millis() as u64);
-                    Duration::from_millis(dice.between(from, to.max(from + 1)))
+                // a slow or lossy link is drawn after what could leave nothing to pass on it
+                let step = loop {
+                    let lasts = time_between(&mut dice, shortest, longest);
+                    let from = time_between(&mut dice, FIRST, length.saturating_sub(lasts));
+                    let step = Step { from, to: from + lasts, fault: fault.clone() };
+                    if step.is_felt(&drawn) {
+                        break step;
+                    }
                 };
-                let length = within(&mut dice, shortest, longest);
-                let latest = (time / stretches as u32).saturating_sub(length);
-                let from = start + within(&mut dice, FIRST, latest);
-                steps.push(Step { from, to: from + length, fault });
+                drawn.push(step);
             }
+            steps.extend(drawn.into_iter().map(|step| Step {
+                from: step.from + length * stretch,
+                to: step.to + length * stretch,
+                ..step
+            }));
         }
         steps.sort_by_key(|step| step.from);
         Self { sender_binds, steps }
@@ -171,34 +205,40 @@ fn faults(dice: &mut Dice) -> Vec<(Duration, Duration, Fault)> {
     faults.push((beyond, beyond + ms(1_500), Fault::Cut(all.clone())));
     faults.push((ms(100), ms(1_500), Fault::Cut(some())));
     for _ in 0..2 {
-        faults.push((ms(1_000), ms(4_000), Fault::Delay(some())));
-        faults.push((ms(1_000), ms(4_000), Fault::Loss(some())));
+        faults.push((ms(1_500), ms(4_000), Fault::Delay(some())));
+        faults.push((ms(1_500), ms(4_000), Fault::Loss(some())));
     }
     faults
 }
 
-/// The time in which each kind of fault happens.
-const STRETCH: Duration = Duration::from_secs(15);
+/// The time in which each kind of fault happens: with room beside all that silences a link.
+pub(crate) const STRETCH: Duration = Duration::from_secs(20);
+
+/// How long a slow or lossy link has to have something to pass.
+const FELT: Duration = Duration::from_millis(1_000);
+
+const GRAIN: Duration = Duration::from_millis(50);
 
 /// Before this nothing does.
 const FIRST: Duration = Duration::from_millis(500);
 
 #[test]
 fn a_seed_decides_the_plan() {
-    let plan = |seed| Plan::new(seed, Duration::from_secs(20)).to_string();
+    let plan = |seed| Plan::new(seed, STRETCH).to_string();
     assert_eq!(plan(1), plan(1));
     assert_ne!(plan(1), plan(2));
 }
 
 #[test]
-fn every_plan_has_every_fault_and_ends_in_time() {
-    for seed in 0..200 {
-        let time = Duration::from_secs(20);
+fn every_plan_has_every_fault_felt_and_ends_in_time() {
+    for seed in 0..500 {
+        let time = STRETCH;
         let plan = Plan::new(seed, time);
         assert!(plan.steps.iter().all(|step| step.from < step.to && step.to <= time), "{plan}");
         let long = |step: &&Step| step.to - step.from > HEARTBEAT_TIMEOUT;
         let count =
             |wanted: fn(&Fault) -> bool| plan.steps.iter().filter(|s| wanted(&s.fault)).count();
+        assert!(plan.steps.iter().all(|step| step.is_felt(&plan.steps)), "{plan}");
         assert_eq!(count(|fault| matches!(fault, Fault::Kill(_))), 4, "{plan}");
         assert_eq!(count(|fault| matches!(fault, Fault::Delay(_))), 2, "{plan}");
         assert_eq!(count(|fault| matches!(fault, Fault::Loss(_))), 2, "{plan}");
