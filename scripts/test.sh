@@ -38,6 +38,8 @@ set_up() {
     package valgrind valgrind
     # the tests of the Redis driver start servers of their own
     package redis-server redis-server
+    # the chaos test makes networks with these where it runs as root, and does without elsewhere
+    if [[ $EUID -eq 0 ]]; then package ip iproute2 && package iptables iptables; fi
     cargo --version
     rustc --version
     cargo nextest --version 2>/dev/null | head -n 1 \

@@ -5,10 +5,12 @@
 //! - [`side`]: a socket that is either dragonwire's or libzmq's, so that a scenario is written once
 //!   and run with each of them in each role.
 //! - [`process`]: a libzmq socket in a process of its own, to be killed, stopped and continued.
+//! - [`chaos`]: what the processes of the chaos test send and say.
 //! - [`place`]: where sockets meet: ports chosen by the system, paths in temporary folders.
 //!
 //! Nothing here waits without a [`DEADLINE`].
 
+pub mod chaos;
 pub mod libzmq;
 pub mod place;
 pub mod process;

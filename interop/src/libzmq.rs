@@ -97,6 +97,7 @@ pub enum Opt {
     HeartbeatTtl = 76,
     HeartbeatTimeout = 77,
     XPubVerboser = 78,
+    ConnectTimeout = 79,
 }
 
 impl Opt {

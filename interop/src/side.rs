@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dragonwire::{
-    Error, Message, Monitor, PubSocket, PullSocket, PushSocket, RecvError, SocketOptions,
-    SocketStats, SocketType, SubSocket, XPubSocket, XSubSocket,
+    CloseReport, ConnectionId, Error, Message, Monitor, PubSocket, PullSocket, PushSocket,
+    RecvError, SocketOptions, SocketStats, SocketType, SubSocket, XPubSocket, XSubSocket,
 };
 
 use crate::{DEADLINE, GLANCE, libzmq, within};
@@ -185,6 +185,23 @@ impl Dragon {
             Self::Pull(socket) => socket.recv().await,
             Self::Pub(_) | Self::Push(_) => panic!("PUB and PUSH do not receive"),
         }
+    }
+
+    /// `last_peer`; `None` for a type that has none.
+    #[must_use]
+    pub fn last_peer(&self) -> Option<ConnectionId> {
+        match self {
+            Self::Sub(socket) => socket.last_peer(),
+            Self::XPub(socket) => socket.last_peer(),
+            Self::XSub(socket) => socket.last_peer(),
+            Self::Pull(socket) => socket.last_peer(),
+            Self::Pub(_) | Self::Push(_) => None,
+        }
+    }
+
+    /// `close`.
+    pub async fn close(&self) -> CloseReport {
+        each!(self, socket => socket.close().await)
     }
 }
 
