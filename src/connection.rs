@@ -86,14 +86,19 @@ impl Greeter {
     }
 
     /// The connection from here on.
-    pub(crate) fn open(self, hub: Arc<Hub>, peer: PeerId, info: Arc<PeerInfo>) -> Connection {
-        let Self { reader, writer, handshake, buf } = self;
+    pub(crate) fn open(self, hub: Arc<Hub>, peer: PeerId, info: Arc<PeerInfo>) -> Box<Connection> {
+        let Self { reader, writer, mut handshake, mut buf } = self;
+        // most connections say nothing for now
+        if buf.is_empty() {
+            buf = BytesMut::new();
+        }
+        handshake.out().shrink_to_fit();
         let now = Instant::now();
         let mut session =
             Session::open(handshake, hub.clone(), peer, info, writer.clone(), now.into_std());
         // what stood behind READY in the same read
         session.received(buf.len());
-        Connection {
+        Box::new(Connection {
             governed: hub.account().is_some(),
             held: 0,
             hub,
@@ -118,7 +123,7 @@ impl Greeter {
             close_by: None,
             timer: Box::pin(sleep_until(now)),
             timer_at: now,
-        }
+        })
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -70,7 +71,9 @@ impl Supervisor {
                     let info = describe(&stream, &endpoint, true);
                     let span = span(&info);
                     let place = self.waiting_room.enter();
-                    let serve = self.clone().serve(stream, info, place, entry, stop.clone());
+                    // boxed, so that a connection does not drag its handshake's state along
+                    let welcome = Box::pin(self.clone().welcome(stream, info, place, stop.clone()));
+                    let serve = self.clone().serve(welcome, entry);
                     self.tasks.spawn(serve.instrument(span));
                 }
                 // that peer is gone again, which says nothing about the next one
@@ -96,17 +99,8 @@ impl Supervisor {
     }
 
     /// One accepted connection, from its first octet to its last.
-    async fn serve(
-        self: Arc<Self>,
-        stream: Stream,
-        info: PeerInfo,
-        place: Place,
-        entry: EntryId,
-        stop: CancellationToken,
-    ) {
-        // boxed, so that a connection does not drag its handshake's state along
-        let welcomed = Box::pin(self.welcome(stream, info, place, stop)).await;
-        let Some((id, info, mut connection)) = welcomed else { return };
+    async fn serve(self: Arc<Self>, welcome: BoxFuture<'static, Welcomed>, entry: EntryId) {
+        let Some((id, info, mut connection)) = welcome.await else { return };
         if !self.endpoints.enter(entry, id) {
             self.hub.close_peer(id, self.hub.linger_from(Instant::now().into_std()));
         }
@@ -117,12 +111,12 @@ impl Supervisor {
 
     /// The handshake of an accepted connection.
     async fn welcome(
-        &self,
+        self: Arc<Self>,
         stream: Stream,
         mut info: PeerInfo,
         place: Place,
         stop: CancellationToken,
-    ) -> Option<(PeerId, Arc<PeerInfo>, Connection)> {
+    ) -> Welcomed {
         let peer = Arc::new(info.clone());
         self.hub.emit(&Event::Accepted { peer: peer.clone() });
         let greeted = match self.admit(&stream, &info) {
@@ -325,6 +319,9 @@ impl Supervisor {
         self.hub.emit(&Event::HandshakeFailed { peer, cause: cause.clone() });
     }
 }
+
+/// A connection that is through its handshake, and whose it is.
+type Welcomed = Option<(PeerId, Arc<PeerInfo>, Box<Connection>)>;
 
 /// What is logged about a connection stands in this span.
 fn span(info: &PeerInfo) -> Span {

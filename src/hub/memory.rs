@@ -342,7 +342,7 @@ impl PeerId {
 
 /// What a connection costs with nothing queued: its task, its place here and its timers; measured
 /// with ten thousand of them.
-const CONNECTION: usize = 4 * 1024;
+const CONNECTION: usize = 3584;
 
 /// What a connection costs before READY at most: as much, and the largest command.
 const HANDSHAKE: usize = CONNECTION + HANDSHAKE_MAX;
