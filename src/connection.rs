@@ -121,6 +121,7 @@ impl Greeter {
             write_failed: None,
             read_ended: None,
             close_by: None,
+            retry_at: None,
             timer: Box::pin(sleep_until(now)),
             timer_at: now,
         })
@@ -166,6 +167,8 @@ pub(crate) struct Connection {
     read_ended: Option<DisconnectCause>,
     /// When this side stops waiting for its queue to be flushed, or for the peer to close.
     close_by: Option<Instant>,
+    /// When to look again for memory, or for room, within a budget.
+    retry_at: Option<Instant>,
     timer: Pin<Box<Sleep>>,
     timer_at: Instant,
 }
@@ -340,6 +343,9 @@ impl Connection {
                     }
                     Next::Wait if reading => {}
                     Next::Write | Next::Wait => {
+                        if self.governed && next == Next::Wait {
+                            self.retry_at = Some(Instant::now() + RETRY);
+                        }
                         self.unread = true;
                         self.settle_buffer();
                         return Ok(next == Next::Write && self.left == 0);
@@ -363,7 +369,9 @@ impl Connection {
             }
             if !self.make_room() {
                 // for want of memory; the task will be woken when there may be some
-                self.session.set_reading(false, Instant::now().into_std());
+                let now = Instant::now();
+                self.session.set_reading(false, now.into_std());
+                self.retry_at = Some(now + RETRY);
                 self.unread = true;
                 return Ok(false);
             }
@@ -540,8 +548,13 @@ impl Connection {
             if self.close_by.is_some_and(|at| at <= now) {
                 return Err(DisconnectCause::Local);
             }
+            if self.retry_at.is_some_and(|at| at <= now) {
+                self.retry_at = None;
+                return Ok(true);
+            }
             let tick = self.session.next_tick().map(Instant::from_std);
-            let Some(next) = tick.into_iter().chain(self.close_by).min() else { return Ok(false) };
+            let due = tick.into_iter().chain(self.close_by).chain(self.retry_at);
+            let Some(next) = due.min() else { return Ok(false) };
             if next != self.timer_at {
                 self.timer.as_mut().reset(next);
                 self.timer_at = next;
@@ -575,6 +588,9 @@ const LARGE_MAX: usize = 2 * 1024 * 1024;
 
 /// Messages from this size on are worth not being cut by the end of a block.
 const LARGE: usize = 4 * 1024;
+
+/// How often a connection that waits for memory looks for it unasked: when others have had their time.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// What a connection begins with, and asks for at a time, when there are no blocks.
 const OWN: usize = 4 * 1024;

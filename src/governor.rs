@@ -23,6 +23,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -102,6 +103,8 @@ impl Budget {
             counts: Default::default(),
             worst: AtomicUsize::new(0),
             pressed: AtomicBool::new(false),
+            resting: AtomicU64::new(0),
+            made: Instant::now(),
             hungry: AtomicBool::new(false),
             freed: AtomicBool::new(false),
             sockets: Mutex::default(),
@@ -148,8 +151,9 @@ impl Budget {
 
 /// A socket, as the governor sees it.
 pub(crate) trait Holder: Send + Sync {
-    /// Calls `each` with every peer that could give something up, and what.
-    fn hoarders(&self, each: &mut dyn FnMut(usize, u64));
+    /// Gives up what nobody needs, and calls `each` with every peer that holds much which it can be made
+    /// to give up: how much, and whether it can be now.
+    fn hoarders(&self, each: &mut dyn FnMut(usize, bool, u64));
 
     /// Makes a peer give up what it can.
     fn give_up(&self, peer: u64);
@@ -179,6 +183,9 @@ struct Ledger {
     worst: AtomicUsize,
     /// Somebody was refused what a hoarder could give up.
     pressed: AtomicBool,
+    /// Before so many milliseconds since `made` there is no use in looking for hoarders.
+    resting: AtomicU64,
+    made: Instant,
     /// Somebody waits; something was given back since.
     hungry: AtomicBool,
     freed: AtomicBool,
@@ -204,6 +211,8 @@ pub(crate) struct Request {
     pub(crate) modest: bool,
     /// Whether it can be made to give that up again.
     pub(crate) reclaimable: bool,
+    /// Whether it waits, and others are to give way however little each of them holds.
+    pub(crate) urgent: bool,
 }
 
 impl Ledger {
@@ -227,25 +236,37 @@ impl Ledger {
     /// Makes the worst hoarders give way, until there is some air.
     fn reclaim(&self) {
         let sockets: Vec<_> = lock(&self.sockets).iter().filter_map(Weak::upgrade).collect();
-        let mut hoards = Vec::new();
+        let (mut hoards, mut left) = (Vec::new(), 0);
         for (socket, holder) in sockets.iter().enumerate() {
-            holder.hoarders(&mut |octets, peer| hoards.push((octets, socket, peer)));
+            holder.hoarders(&mut |octets, now, peer| match now {
+                true => hoards.push((octets, socket, peer)),
+                false => left = left.max(octets),
+            });
         }
         hoards.sort_unstable_by(|a, b| b.cmp(a));
         let worst = hoards.first().map_or(0, |(octets, ..)| *octets);
         let soft = self.soft();
-        let mut left = 0;
+        let mut fruitless = true;
         for (octets, socket, peer) in hoards {
-            left = octets;
             if octets < worst / WORSE || self.used.load(Ordering::Relaxed) <= soft - soft / 8 {
+                left = left.max(octets);
                 break;
             }
             if let Some(holder) = sockets.get(socket) {
                 holder.give_up(peer);
+                fruitless = false;
             }
-            left = 0;
         }
         self.worst.store(left, Ordering::Relaxed);
+        if fruitless {
+            let now = u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.resting.store(now.saturating_add(REST), Ordering::Relaxed);
+        }
+    }
+
+    fn is_resting(&self) -> bool {
+        let until = self.resting.load(Ordering::Relaxed);
+        until > 0 && self.made.elapsed().as_millis() < u128::from(until)
     }
 
     /// Wakes some who wait; those that are refused again go to the end of the queue.
@@ -284,6 +305,11 @@ impl Account {
         sockets.push(holder);
     }
 
+    /// What a socket may keep for later, used by nobody.
+    pub(crate) fn for_later(&self) -> usize {
+        self.ledger.hard / 32
+    }
+
     /// What of the budget may be held by connections that have not said READY.
     pub(crate) fn for_handshakes(&self) -> usize {
         self.ledger.hard / 8
@@ -291,7 +317,7 @@ impl Account {
 
     /// Whether a peer may have more. If so it is to be [charged](Self::charge) next.
     pub(crate) fn ask(&self, request: Request) -> bool {
-        let Request { held, more, modest, reclaimable } = request;
+        let Request { held, more, modest, reclaimable, urgent } = request;
         let ledger = &*self.ledger;
         let used = ledger.used.load(Ordering::Relaxed);
         let (after, soft) = (used.saturating_add(more), ledger.soft());
@@ -307,8 +333,8 @@ impl Account {
         if within && (!granted || after > soft) {
             let worst = ledger.worst.load(Ordering::Relaxed);
             // one that keeps up need not put up with others that have as little but do not
-            let enough = if modest { 1 } else { will_hold.saturating_mul(WORSE) };
-            if worst >= enough {
+            let enough = if modest || urgent { 1 } else { will_hold.saturating_mul(WORSE) };
+            if worst >= enough && !ledger.is_resting() {
                 ledger.pressed.store(true, Ordering::Release);
             }
         }
@@ -415,6 +441,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// How many times as much as somebody who is refused is hoarding.
 const WORSE: usize = 4;
+
+/// How long to wait before hoarders are looked for again when there were none, in milliseconds.
+const REST: u64 = 50;
 
 /// Places of waiters who are gone that are passed over at a time.
 const MEALS: usize = 64;

@@ -112,7 +112,7 @@ pub enum Event {
         held: usize,
     },
     /// The peer is not read from because the [`Budget`](crate::Budget) has no memory for what it sends;
-    /// said once until it is read from again.
+    /// said of a peer at most every five seconds.
     ReadingPaused {
         /// Who it is.
         peer: Arc<PeerInfo>,

@@ -129,7 +129,7 @@ impl Pool {
     }
 
     fn put_buffer(&mut self, mut buffer: Vec<u8>) {
-        let keeps = if self.account.is_some() { GOVERNED } else { usize::MAX };
+        let keeps = self.account.as_ref().map_or(usize::MAX, |account| account.for_later());
         if buffer.capacity() <= 2 * BATCH && self.kept + buffer.capacity() <= keeps {
             buffer.clear();
             self.kept += buffer.capacity();
@@ -140,6 +140,14 @@ impl Pool {
     /// Within a budget.
     pub(crate) fn governed(account: Arc<Account>) -> Self {
         Self { account: Some(account), ..Self::default() }
+    }
+
+    /// Gives up all retired buffers.
+    pub(crate) fn empty(&mut self) {
+        self.buffers = Vec::new();
+        self.queues = Vec::new();
+        self.kept = 0;
+        self.spare = 0;
     }
 
     /// What retired buffers cost.
@@ -913,9 +921,6 @@ const FLIGHT_SEGMENTS: usize = 64;
 
 /// Retired buffers, and queues, that outlive a pause.
 const KEPT: usize = 8;
-
-/// What retired buffers may hold within a budget.
-const GOVERNED: usize = 1024 * 1024;
 
 /// Retired blocks of shared copies: as many as a queue of large messages can hold, 128 MiB.
 const SHARED_BLOCKS: usize = 512;

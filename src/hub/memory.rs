@@ -25,8 +25,9 @@ pub(super) struct Holding {
     changed: Option<Instant>,
     /// What it held when it was decided that it has to go.
     pub(super) evicted: Option<usize>,
-    /// It is not read from for want of memory.
+    /// It is not read from for want of memory, and when that was told.
     paused: bool,
+    told: Option<Instant>,
 }
 
 impl Holding {
@@ -49,13 +50,18 @@ impl Peer {
         self.cost() + self.outbox.weight().saturating_sub(self.outbox.cost())
     }
 
-    /// What it can be made to give up.
-    fn hoard(&self, droppable: bool, now: Instant) -> usize {
-        let Holding { subscriptions, buffers, changed, .. } = self.memory;
-        // one that is sending is not to blame yet
-        let stale = changed.is_some_and(|at| now.saturating_duration_since(at) >= GRACE);
+    /// What it can be made to give up, which counts the more the longer it has been of no use, and
+    /// whether it can be now.
+    fn hoard(&self, droppable: bool, now: Instant) -> (usize, bool) {
+        let Holding { subscriptions, buffers, changed, paused, .. } = self.memory;
         let queue = if droppable { self.outbox.weight() } else { 0 };
-        queue + self.outbox.control_cost() + subscriptions + if stale { buffers } else { 0 }
+        let hoard = queue + self.outbox.control_cost() + subscriptions;
+        // one that is sending is not to blame yet, and one that is not read from still less
+        let still = changed.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        let grace = if paused { 4 * GRACE } else { GRACE };
+        let age = (still.as_millis() / grace.as_millis()).min(AGES) as usize;
+        let ripe = age > 0 || hoard >= buffers;
+        (hoard + buffers * age.max(usize::from(!ripe)), ripe)
     }
 
     /// Whether the kernel takes what is sent to it.
@@ -76,6 +82,14 @@ impl State {
         account.charge(std::mem::replace(pooled, cost), cost);
     }
 
+    /// Gives up buffers that nobody uses.
+    fn empty_pool(&mut self) {
+        self.pool.empty();
+        if let Some(account) = &self.account {
+            account.charge(std::mem::take(&mut self.pooled), 0);
+        }
+    }
+
     /// The same after its subscriptions have changed.
     pub(super) fn weigh_subscriptions(&mut self, index: u32) {
         if self.account.is_some() {
@@ -94,7 +108,7 @@ impl State {
         payload: &Payload<'_>,
         size: usize,
     ) -> Result<(), DropReason> {
-        let Self { account, peers, pool, droppable, .. } = self;
+        let Self { account, peers, pool, pooled, droppable, .. } = self;
         let Some(peer) = at_mut(peers, index) else { return Err(DropReason::PeerGone) };
         let account = match (peer.outbox.room_for(size), account) {
             (Err(DropReason::Memory), Some(account)) => account,
@@ -102,14 +116,18 @@ impl State {
         };
         let empty = peer.outbox.messages() == 0;
         let (held, modest) = (peer.weight(), empty && peer.keeps_up());
-        for generous in [true, false] {
+        for generous in [true, false, false] {
             let more = peer.outbox.need(payload, size, pool, generous);
             // what could never be granted is not to wait for ever
             let giant = empty && !*droppable && more > account.most();
-            let request = Request { held, more, modest, reclaimable: *droppable };
+            let request = Request { held, more, modest, reclaimable: *droppable, urgent: false };
             if giant || account.ask(request) {
                 peer.outbox.grant(payload.is_copied(size), more);
                 return Ok(());
+            }
+            if !generous && pool.cost() > 0 {
+                pool.empty();
+                account.charge(std::mem::take(pooled), 0);
             }
         }
         Err(DropReason::Memory)
@@ -124,7 +142,7 @@ impl State {
         }
         let held = peer.weight();
         let modest = held < MODEST;
-        if account.ask(Request { held, more, modest, reclaimable: true }) {
+        if account.ask(Request { held, more, modest, reclaimable: true, urgent: false }) {
             return true;
         }
         self.evict(index, after);
@@ -148,7 +166,13 @@ impl Hub {
     /// Room for a connection that has not said READY; `None`: there is none.
     pub(crate) fn admit(self: &Arc<Self>) -> Option<Admission> {
         if let Some(account) = &self.account {
-            let request = Request { held: 0, more: HANDSHAKE, modest: false, reclaimable: false };
+            let request = Request {
+                held: 0,
+                more: HANDSHAKE,
+                modest: false,
+                reclaimable: false,
+                urgent: false,
+            };
             if !account.ask(request) {
                 account.count(Decision::TurnedAway, 1);
                 account.act();
@@ -184,7 +208,8 @@ impl Hub {
             let held = peer.weight();
             let free = account.free_for(held);
             let empty = peer.inbox.is_done();
-            let one = Request { held, more: MODEST, modest: true, reclaimable: false };
+            let one =
+                Request { held, more: MODEST, modest: true, reclaimable: false, urgent: true };
             if free > 0 || empty && account.ask(one) {
                 if std::mem::take(&mut peer.memory.paused) {
                     account.pass_on();
@@ -214,7 +239,8 @@ impl Hub {
             let held = peer.weight();
             let more = octets.saturating_sub(peer.memory.buffers);
             let modest = peer.memory.buffers < MODEST && peer.inbox.is_done();
-            granted = more == 0 || account.ask(Request { held, more, modest, reclaimable: true });
+            granted = more == 0
+                || account.ask(Request { held, more, modest, reclaimable: true, urgent: wait });
             if granted {
                 if std::mem::take(&mut peer.memory.paused) {
                     account.pass_on();
@@ -248,6 +274,11 @@ impl Hub {
             return None;
         }
         account.count(Decision::Paused, 1);
+        let now = Instant::now();
+        if peer.memory.told.is_some_and(|at| now.saturating_duration_since(at) < TOLD) {
+            return None;
+        }
+        peer.memory.told = Some(now);
         Some(Event::ReadingPaused { peer: peer.info.clone()?, held: peer.weight() })
     }
 }
@@ -266,14 +297,15 @@ impl Drop for Admission {
 }
 
 impl Holder for Hub {
-    fn hoarders(&self, each: &mut dyn FnMut(usize, u64)) {
+    fn hoarders(&self, each: &mut dyn FnMut(usize, bool, u64)) {
         let now = Instant::now();
-        let state = self.lock();
+        let mut state = self.lock();
+        state.empty_pool();
         for (index, slot) in state.peers.iter().enumerate() {
             let Some(peer) = slot.peer.as_deref() else { continue };
-            let hoard = peer.hoard(state.droppable, now);
-            if hoard > 0 && peer.memory.evicted.is_none() {
-                each(hoard, state.id(index as u32).number());
+            let (hoard, ripe) = peer.hoard(state.droppable, now);
+            if hoard >= MODEST && peer.memory.evicted.is_none() {
+                each(hoard, ripe, state.id(index as u32).number());
             }
         }
     }
@@ -285,7 +317,7 @@ impl Holder for Hub {
         let mut state = self.lock();
         let (droppable, now) = (state.droppable, Instant::now());
         let Some(peer) = state.peer(id) else { return };
-        let (held, hoard) = (peer.weight(), peer.hoard(droppable, now));
+        let (held, (hoard, _)) = (peer.weight(), peer.hoard(droppable, now));
         if droppable && peer.outbox.messages() > 0 {
             let messages = peer.outbox.conflate() as u64;
             peer.out.dropped.add(DropReason::Memory, messages);
@@ -298,7 +330,7 @@ impl Holder for Hub {
             });
         }
         // half-sent messages and what does not stand in the queue go with the peer only
-        if peer.hoard(droppable, now) > hoard / 2 {
+        if peer.hoard(droppable, now).0 > hoard / 2 {
             state.evict(id.index, &mut after);
         }
         state.weigh(id.index);
@@ -352,3 +384,9 @@ const MODEST: usize = 4 * 1024;
 
 /// How long a message may be on its way before its sender is one who hoards.
 const GRACE: Duration = Duration::from_millis(500);
+
+/// How many times as much that counts at most when it goes on.
+const AGES: u128 = 64;
+
+/// How often a monitor is told of the same peer that it is not read from.
+const TOLD: Duration = Duration::from_secs(5);
