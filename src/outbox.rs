@@ -793,6 +793,7 @@ impl Outbox {
         let mut frames = Vec::new();
         let mut offset = 0;
         for_each_frame(old.framing, &old.segments, |control, frame, more, end| {
+            offset = end;
             if control {
                 return;
             }
@@ -805,7 +806,6 @@ impl Outbox {
                     self.push_any(&Payload::Message(&Message::from_frames(frames)), pool);
                 }
             }
-            offset = end;
         });
         debug_assert!(frames.is_empty() && offset >= old.written, "groups hold whole messages");
         sent
