@@ -29,7 +29,7 @@ impl Wire for Sink {
 /// A PUB or PUSH socket's state with peers whose kernels take everything.
 #[derive(Debug)]
 pub struct Sending {
-    hub: std::sync::Arc<Hub>,
+    hub: Arc<Hub>,
     publish: bool,
 }
 

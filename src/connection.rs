@@ -532,15 +532,30 @@ impl Connection {
         }
     }
 
+    /// The heartbeat, while there is a peer to hear it; tells whether its interval has passed.
+    fn beat(&mut self, now: Instant) -> Result<bool, DisconnectCause> {
+        if self.read_ended.is_some() { Ok(false) } else { self.session.tick(now.into_std()) }
+    }
+
     /// Does what the clock asks for, and sees to being woken when it does so next.
     fn watch_clock(&mut self, cx: &mut Context<'_>) -> Result<bool, DisconnectCause> {
         loop {
             let now = Instant::now();
-            if self.session.tick(now.into_std())? {
-                self.hub.trim();
-                READING.trim();
-                self.rest = BytesMut::new();
-                self.large = Vec::new();
+            match self.beat(now) {
+                Ok(true) => {
+                    self.hub.trim();
+                    READING.trim();
+                    self.rest = BytesMut::new();
+                    self.large = Vec::new();
+                }
+                Ok(false) => {}
+                Err(cause) => {
+                    // what came before the silence is still to be received
+                    self.write_failed.get_or_insert(cause.clone());
+                    self.read_ended = Some(cause);
+                    self.unread = true;
+                    return Ok(true);
+                }
             }
             if self.session.out().len() > self.left {
                 return Ok(true);
@@ -552,7 +567,8 @@ impl Connection {
                 self.retry_at = None;
                 return Ok(true);
             }
-            let tick = self.session.next_tick().map(Instant::from_std);
+            let tick = self.session.next_tick().filter(|_| self.read_ended.is_none());
+            let tick = tick.map(Instant::from_std);
             let due = tick.into_iter().chain(self.close_by).chain(self.retry_at);
             let Some(next) = due.min() else { return Ok(false) };
             if next != self.timer_at {

@@ -76,6 +76,7 @@ compile_error!("dragonwire is for Linux");
 #[doc(hidden)]
 pub mod bench;
 mod blocks;
+mod clock;
 mod command;
 mod connection;
 #[cfg(feature = "driver")]
@@ -105,6 +106,9 @@ mod push_socket;
 mod receiver;
 mod sender;
 mod session;
+#[cfg(feature = "__sim")]
+#[doc(hidden)]
+pub mod sim;
 mod socket;
 mod socket_type;
 mod stats;

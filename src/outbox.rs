@@ -801,6 +801,7 @@ impl Outbox {
         let mut frames = Vec::new();
         let mut offset = 0;
         for_each_frame(old.framing, &old.segments, |control, frame, more, end| {
+            offset = end;
             if control {
                 return;
             }
@@ -813,7 +814,6 @@ impl Outbox {
                     self.push_any(&Payload::Message(&Message::from_frames(frames)), pool);
                 }
             }
-            offset = end;
         });
         debug_assert!(frames.is_empty() && offset >= old.written, "groups hold whole messages");
         sent

@@ -456,11 +456,20 @@ impl Backoff {
             _ => self.max.unwrap_or(self.interval),
         };
         self.wait = (wait * 2).min(max).max(self.interval);
-        let random = RandomState::new().hash_one(self.attempt) % 1024;
+        let random = any_number() % 1024;
         let jitter = self.interval.mul_f64(random as f64 / 1024.0);
         // with a maximum the waits grow by themselves, and exactly
         if self.max.is_some() { wait } else { wait + jitter }
     }
+}
+
+/// A number by chance; in a simulated network by that one's.
+fn any_number() -> u64 {
+    #[cfg(feature = "__sim")]
+    if let Some(number) = crate::sim::number() {
+        return number;
+    }
+    RandomState::new().hash_one(())
 }
 
 /// How long to wait after a failed accept, at first and at most.

@@ -17,6 +17,8 @@ use crate::endpoint::{Address, Endpoint};
 use crate::hub::Wire;
 use crate::options::SocketOptions;
 use crate::peer::Credentials;
+#[cfg(feature = "__sim")]
+use crate::sim;
 use crate::unix_ipc::SocketFile;
 
 /// A connected stream.
@@ -24,6 +26,8 @@ use crate::unix_ipc::SocketFile;
 pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    #[cfg(feature = "__sim")]
+    Sim(sim::Stream),
 }
 
 /// The reading side: of the connection task alone.
@@ -31,6 +35,8 @@ pub(crate) enum Stream {
 pub(crate) enum Reader {
     Tcp(tcp::OwnedReadHalf),
     Unix(unix::OwnedReadHalf),
+    #[cfg(feature = "__sim")]
+    Sim(sim::Reader),
 }
 
 /// The writing side: of whoever has a flight.
@@ -38,6 +44,8 @@ pub(crate) enum Reader {
 pub(crate) enum Writer {
     Tcp(tcp::OwnedWriteHalf),
     Unix(unix::OwnedWriteHalf),
+    #[cfg(feature = "__sim")]
+    Sim(sim::Writer),
 }
 
 impl Stream {
@@ -46,6 +54,8 @@ impl Stream {
         match self {
             Self::Tcp(stream) => (stream.local_addr().ok(), stream.peer_addr().ok()),
             Self::Unix(_) => (None, None),
+            #[cfg(feature = "__sim")]
+            Self::Sim(stream) => stream.addresses(),
         }
     }
 
@@ -54,12 +64,16 @@ impl Stream {
         match self {
             Self::Tcp(stream) => crate::tcp::set_up(stream, options),
             Self::Unix(stream) => crate::unix_ipc::set_up(stream, options),
+            #[cfg(feature = "__sim")]
+            Self::Sim(_) => Ok(()),
         }
     }
 
     pub(crate) fn credentials(&self) -> Option<Credentials> {
         match self {
             Self::Tcp(_) => None,
+            #[cfg(feature = "__sim")]
+            Self::Sim(_) => None,
             Self::Unix(stream) => stream.peer_cred().ok().map(|credentials| Credentials {
                 uid: credentials.uid(),
                 gid: credentials.gid(),
@@ -77,6 +91,11 @@ impl Stream {
             Self::Unix(stream) => {
                 let (read, write) = stream.into_split();
                 (Reader::Unix(read), Arc::new(Writer::Unix(write)))
+            }
+            #[cfg(feature = "__sim")]
+            Self::Sim(stream) => {
+                let (read, write) = stream.split();
+                (Reader::Sim(read), Arc::new(Writer::Sim(write)))
             }
         }
     }
@@ -103,6 +122,8 @@ impl AsyncRead for Reader {
         match self.get_mut() {
             Self::Tcp(read) => Pin::new(read).poll_read(cx, buf),
             Self::Unix(read) => Pin::new(read).poll_read(cx, buf),
+            #[cfg(feature = "__sim")]
+            Self::Sim(read) => Pin::new(read).poll_read(cx, buf),
         }
     }
 }
@@ -112,6 +133,8 @@ impl Writer {
         match self {
             Self::Tcp(write) => write.as_ref().poll_write_ready(cx),
             Self::Unix(write) => write.as_ref().poll_write_ready(cx),
+            #[cfg(feature = "__sim")]
+            Self::Sim(write) => write.poll_write_ready(cx),
         }
     }
 
@@ -120,6 +143,8 @@ impl Writer {
         match self {
             Self::Tcp(write) => SockRef::from(write.as_ref()).shutdown(Shutdown::Write),
             Self::Unix(write) => SockRef::from(write.as_ref()).shutdown(Shutdown::Write),
+            #[cfg(feature = "__sim")]
+            Self::Sim(write) => write.shut_down(),
         }
     }
 }
@@ -129,6 +154,8 @@ impl Wire for Writer {
         match self {
             Self::Tcp(write) => write.try_write_vectored(slices),
             Self::Unix(write) => write.try_write_vectored(slices),
+            #[cfg(feature = "__sim")]
+            Self::Sim(write) => write.try_write_vectored(slices),
         }
     }
 }
@@ -139,6 +166,8 @@ pub(crate) enum Listener {
     Tcp(TcpListener),
     /// With the file that goes when this does, if there is one.
     Unix(UnixListener, #[expect(dead_code, reason = "held for its Drop")] Option<SocketFile>),
+    #[cfg(feature = "__sim")]
+    Sim(sim::Listener),
 }
 
 impl Listener {
@@ -148,6 +177,12 @@ impl Listener {
         options: &SocketOptions,
     ) -> io::Result<(Self, Endpoint)> {
         match &endpoint.0 {
+            #[cfg(feature = "__sim")]
+            Address::Tcp { host, port, .. } if sim::is_installed() => {
+                let listener = sim::bind(host, *port)?;
+                let endpoint = Endpoint::tcp(listener.address());
+                Ok((Self::Sim(listener), endpoint))
+            }
             Address::Tcp { host, port, .. } => {
                 let (listener, endpoint) = crate::tcp::bind(host, *port, options).await?;
                 Ok((Self::Tcp(listener), endpoint))
@@ -173,6 +208,8 @@ impl Listener {
         match self {
             Self::Tcp(listener) => Ok(Stream::Tcp(listener.accept().await?.0)),
             Self::Unix(listener, _) => Ok(Stream::Unix(listener.accept().await?.0)),
+            #[cfg(feature = "__sim")]
+            Self::Sim(listener) => listener.accept().await.map(Stream::Sim),
         }
     }
 }
@@ -180,6 +217,10 @@ impl Listener {
 /// Connects to an endpoint.
 pub(crate) async fn connect(endpoint: &Endpoint, options: &SocketOptions) -> io::Result<Stream> {
     match &endpoint.0 {
+        #[cfg(feature = "__sim")]
+        Address::Tcp { host, port, source } if sim::is_installed() => {
+            sim::connect(host, *port, *source).await.map(Stream::Sim)
+        }
         Address::Tcp { host, port, source } => {
             crate::tcp::connect(host, *port, *source, options).await.map(Stream::Tcp)
         }

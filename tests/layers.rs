@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     // values
     &[
+        "clock",
         "socket_type",
         "endpoint",
         "greeting",
@@ -27,7 +28,7 @@ const LAYERS: &[&[&str]] = &[
     &["hub"],
     &["session"],
     // the line: from here on tokio
-    &["turns", "tcp", "unix_ipc", "transport"],
+    &["turns", "tcp", "unix_ipc", "sim", "transport"],
     &["connection"],
     &["endpoints", "supervise"],
     &["socket", "sender", "receiver"],

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::memory::Holding;
 use super::{After, Hub, Inbox, Link, Outbox, Peer, PeerId, Slot, State, Waiting, Wire, find};
+use crate::clock;
 use crate::command::Subscription;
 use crate::endpoint::Endpoint;
 use crate::engine::framing_of;
@@ -349,7 +350,7 @@ impl Hub {
         } else if link.blocked {
             Writing::Blocked
         } else {
-            link.last_write = Some(Instant::now());
+            link.last_write = Some(clock::now());
             match peer.outbox.take(FLIGHT, pool) {
                 Some(flight) => {
                     // the task will be back without being woken

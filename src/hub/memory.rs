@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{After, Hub, Peer, PeerId, State, at_mut};
+use crate::clock;
 use crate::engine::HANDSHAKE_MAX;
 use crate::framing::Room;
 use crate::governor::{Account, Decision, Holder, Request, Waiter};
@@ -246,7 +247,7 @@ impl Hub {
                     account.pass_on();
                 }
                 if std::mem::replace(&mut peer.memory.buffers, octets) != octets {
-                    peer.memory.changed = Some(Instant::now());
+                    peer.memory.changed = Some(clock::now());
                 }
                 break;
             }
@@ -274,7 +275,7 @@ impl Hub {
             return None;
         }
         account.count(Decision::Paused, 1);
-        let now = Instant::now();
+        let now = clock::now();
         if peer.memory.told.is_some_and(|at| now.saturating_duration_since(at) < TOLD) {
             return None;
         }
@@ -298,7 +299,7 @@ impl Drop for Admission {
 
 impl Holder for Hub {
     fn hoarders(&self, each: &mut dyn FnMut(usize, bool, u64)) {
-        let now = Instant::now();
+        let now = clock::now();
         let mut state = self.lock();
         state.empty_pool();
         for (index, slot) in state.peers.iter().enumerate() {
@@ -315,7 +316,7 @@ impl Holder for Hub {
         let id = PeerId::from_number(peer);
         let mut after = After::default();
         let mut state = self.lock();
-        let (droppable, now) = (state.droppable, Instant::now());
+        let (droppable, now) = (state.droppable, clock::now());
         let Some(peer) = state.peer(id) else { return };
         let (held, (hoard, _)) = (peer.weight(), peer.hoard(droppable, now));
         if droppable && peer.outbox.messages() > 0 {

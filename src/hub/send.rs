@@ -3,10 +3,11 @@
 
 use std::sync::{Arc, MutexGuard};
 use std::task::Context;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::link::{Launched, write_flight};
 use super::{After, Form, Hub, Peer, PeerId, Slot, State, Waiting, Wire, at, at_mut};
+use crate::clock;
 use crate::command::Subscription;
 use crate::governor::Waiter;
 use crate::message::Message;
@@ -138,7 +139,7 @@ impl State {
         let sends = *sends;
         let alone = sends.wrapping_sub(std::mem::replace(&mut link.last_send, sends)) <= BUSY;
         if lone && alone {
-            let now = Instant::now();
+            let now = clock::now();
             let last = link.last_write.replace(now);
             if last.is_none_or(|last| now.saturating_duration_since(last) >= QUIET) {
                 return self.launch(index);
