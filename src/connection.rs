@@ -458,6 +458,9 @@ impl Connection {
         if self.buf.capacity() > len && self.buffer == Buffer::Own {
             return true;
         }
+        if !self.hub.may_receive(self.peer, whole) {
+            return false;
+        }
         // half as much again, but for what is known to be needed a little at a time
         let size = whole.min(len + (len / 2).clamp(OWN, BLOCK));
         if !self.hub.may_buffer(self.peer, size, true) {

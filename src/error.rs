@@ -253,11 +253,11 @@ pub enum DisconnectCause {
     /// Too many connections were in their handshake (`max_handshakes`); the oldest had to go.
     #[error("too many connections without a handshake (max_handshakes)")]
     TooManyHandshakes,
-    /// The [`Budget`](crate::Budget) had no memory for what the peer held, in octets, or for a new
-    /// connection (0).
-    #[error("no memory for what the peer holds, {held} octets (budget)")]
+    /// The [`Budget`](crate::Budget) had no memory for what the peer held, for a message that it
+    /// announced, or for a new connection.
+    #[error("no memory for this peer, which held or announced {held} octets (budget)")]
     Memory {
-        /// What it held.
+        /// What it held or announced, in octets; 0 for a new connection.
         held: usize,
     },
     /// The peer's address or credentials are not among those accepted.

@@ -27,6 +27,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use crate::clock;
+
 /// A limit of the memory that sockets hold, for those of a process or for a part of them.
 ///
 /// Each socket that is to keep within it is made with
@@ -104,7 +106,7 @@ impl Budget {
             worst: AtomicUsize::new(0),
             pressed: AtomicBool::new(false),
             resting: AtomicU64::new(0),
-            made: Instant::now(),
+            made: clock::now(),
             hungry: AtomicBool::new(false),
             freed: AtomicBool::new(false),
             sockets: Mutex::default(),
@@ -259,14 +261,19 @@ impl Ledger {
         }
         self.worst.store(left, Ordering::Relaxed);
         if fruitless {
-            let now = u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.resting.store(now.saturating_add(REST), Ordering::Relaxed);
+            self.resting.store(self.age().saturating_add(REST), Ordering::Relaxed);
         }
     }
 
     fn is_resting(&self) -> bool {
         let until = self.resting.load(Ordering::Relaxed);
-        until > 0 && self.made.elapsed().as_millis() < u128::from(until)
+        until > 0 && self.age() < until
+    }
+
+    /// In milliseconds.
+    fn age(&self) -> u64 {
+        let age = clock::now().saturating_duration_since(self.made);
+        u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Wakes some who wait; those that are refused again go to the end of the queue.
@@ -357,6 +364,14 @@ impl Account {
         let limits =
             [&ledger.per_peer, &ledger.per_socket].map(|limit| limit.load(Ordering::Relaxed));
         limits.into_iter().fold(ledger.soft() / 4, usize::min)
+    }
+
+    /// More than anybody can ever have, however much is free.
+    pub(crate) fn is_beyond(&self, octets: usize) -> bool {
+        let ledger = &*self.ledger;
+        let limits =
+            [&ledger.per_peer, &ledger.per_socket].map(|limit| limit.load(Ordering::Relaxed));
+        limits.into_iter().fold(ledger.soft() / 2, usize::min) < octets
     }
 
     /// Charges `to` where `from` was charged before.

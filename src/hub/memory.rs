@@ -228,6 +228,23 @@ impl Hub {
         Room::NONE
     }
 
+    /// A peer has announced a message of so many octets. `false`: there will never be memory for it, and
+    /// the peer has to go.
+    pub(crate) fn may_receive(&self, id: PeerId, octets: usize) -> bool {
+        let Some(account) = self.account.as_ref().filter(|account| account.is_beyond(octets))
+        else {
+            return true;
+        };
+        let mut state = self.lock();
+        if let Some(peer) = state.peer(id)
+            && peer.memory.evicted.is_none()
+        {
+            peer.memory.evicted = Some(octets);
+            account.count(Decision::Disconnected, 1);
+        }
+        false
+    }
+
     /// Whether a connection may hold so much of messages that are not whole. If not, and it is to
     /// `wait` for it, its task will be woken.
     pub(crate) fn may_buffer(&self, id: PeerId, octets: usize, wait: bool) -> bool {

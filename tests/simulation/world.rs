@@ -11,8 +11,8 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use dragonwire::SocketOptions;
 use dragonwire::sim::{Network, Rng, Weather};
+use dragonwire::{Budget, SocketOptions};
 use tokio::runtime::{Builder, Handle};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -35,6 +35,8 @@ pub(crate) struct World {
     pub(crate) network: Network,
     pub(crate) faults: Faults,
     pub(crate) weather: Weather,
+    /// Kept within by all its sockets, in three of ten seeds.
+    budget: Option<Budget>,
     heartbeat: (Duration, Duration),
     handshake: Duration,
     connect: Duration,
@@ -63,7 +65,13 @@ impl World {
             silent_after_cut: harsh(300),
         };
         let ms = Duration::from_millis;
+        // so little for each peer that two or three of the larger messages are all of it
+        let budget = (seed % 10 >= 7).then(|| {
+            let octets = Rng::new(!seed).within(25_000, 80_000);
+            Budget::process(1 << 20).per_peer(octets as usize)
+        });
         Self {
+            budget,
             heartbeat: (ms(rng.within(300, 2000)), ms(rng.within(1500, 4000))),
             handshake: ms(rng.within(2000, 6000)),
             connect: ms(rng.within(3000, 8000)),
@@ -80,7 +88,11 @@ impl World {
 
     /// The options of all its sockets, but for what a scenario is about.
     pub(crate) fn options(&self) -> SocketOptions {
-        SocketOptions::new()
+        let options = match &self.budget {
+            Some(budget) => SocketOptions::new().budget(budget),
+            None => SocketOptions::new(),
+        };
+        options
             .heartbeat_interval(Some(self.heartbeat.0))
             .heartbeat_timeout(Some(self.heartbeat.1))
             .handshake_timeout(Some(self.handshake))
