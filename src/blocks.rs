@@ -172,4 +172,26 @@ mod tests {
         assert!(blocks.get(2 * BLOCK).capacity() >= 2 * BLOCK);
         assert_eq!(blocks.get(100_000).as_ptr() as usize, start + 100_000);
     }
+    #[test]
+    fn no_more_blocks_than_the_cap_are_given_to_those_who_ask() {
+        let blocks = Blocks::new(8);
+        blocks.set_cap(3 * BLOCK);
+        blocks.set_cap(5 * BLOCK);
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            let mut block = blocks.try_get(1).unwrap();
+            block.resize(block.capacity(), 0);
+            held.push(block.split().freeze());
+            blocks.put(block);
+        }
+        assert!(blocks.try_get(1).is_none(), "all of them are held on to");
+        blocks.trim();
+        assert!(blocks.try_get(1).is_none(), "and still known");
+        held.pop();
+        let block = blocks.try_get(1).unwrap();
+        assert!(blocks.try_get(1).is_none());
+        assert!(blocks.get(1).capacity() >= BLOCK, "who does not keep within a budget gets one");
+        blocks.put(block);
+        assert!(blocks.try_get(1).is_some());
+    }
 }

@@ -465,3 +465,70 @@ const MEALS: usize = 64;
 
 /// What shared octets cost beside themselves.
 const SHARED: usize = 96;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    fn request(held: usize, more: usize) -> Request {
+        Request { held, more, modest: false, reclaimable: true, urgent: false }
+    }
+
+    #[test]
+    fn each_gets_as_much_as_it_leaves() {
+        // 48 MiB can be charged, 42 of them without need
+        let account = Account::new(&Budget::process(64 * MIB));
+        let mut held = [0; 4];
+        for held in &mut held {
+            while account.ask(request(*held, 1000)) {
+                account.charge(*held, *held + 1000);
+                *held += 1000;
+            }
+        }
+        let [a, b, c, d] = held.map(|held| held / MIB);
+        assert_eq!((a, b, c, d), (20, 10, 5, 2));
+        assert!(!account.ask(request(0, 3 * MIB)));
+        assert!(account.ask(Request { modest: true, ..request(0, 3 * MIB) }), "of the last eighth");
+        assert!(!account.ask(Request { modest: true, ..request(0, 10 * MIB) }));
+    }
+
+    #[test]
+    fn limits_of_a_peer_and_of_a_socket_are_kept() {
+        let budget = Budget::process(64 * MIB).per_peer(1000).per_socket(2500);
+        let account = Account::new(&budget);
+        assert!(account.ask(request(0, 1000)) && !account.ask(request(0, 1001)));
+        assert!(!account.ask(Request { modest: true, ..request(500, 501) }));
+        assert_eq!(account.free_for(400), 600);
+        account.charge(0, 2000);
+        assert!(account.ask(request(0, 500)) && !account.ask(request(0, 501)));
+        assert_eq!(account.free_for(400), 500);
+        assert!(Account::new(&budget).ask(request(0, 1000)), "another socket");
+    }
+
+    #[test]
+    fn shared_octets_are_charged_until_the_last_lets_go() {
+        let budget = Budget::process(MIB);
+        let account = Account::new(&budget);
+        let shared = account.share(Bytes::from(vec![7; 1000]));
+        let slice = shared.slice(500..);
+        drop(shared);
+        assert_eq!(budget.usage().used, 1000 + SHARED);
+        assert!(slice.iter().all(|octet| *octet == 7));
+        drop(slice);
+        assert_eq!(budget.usage().used, 0);
+        assert_eq!(budget.usage().peak, 1000 + SHARED);
+    }
+
+    #[test]
+    fn what_a_socket_leaves_behind_is_given_back() {
+        let budget = Budget::process(MIB);
+        let account = Account::new(&budget);
+        account.charge(0, 5000);
+        account.charge(5000, 3000);
+        assert_eq!(budget.usage().used, 3000);
+        drop(account);
+        assert_eq!(budget.usage().used, 0);
+    }
+}

@@ -973,6 +973,36 @@ mod tests {
     }
 
     #[test]
+    fn within_a_budget_every_message_that_takes_memory_is_asked_for() {
+        let pool = &mut Pool::default();
+        let mut outbox = Outbox::new(0, 0, true);
+        let (mut asked, mut granted) = (0, 0);
+        let message = Message::from(vec![b'x'; 98]);
+        let payload = Payload::Message(&message);
+        for _ in 0..1000 {
+            if outbox.room_for(100) == Err(DropReason::Memory) {
+                let need = outbox.need(&payload, 100, pool, true);
+                outbox.grant(true, need);
+                (asked, granted) = (asked + 1, granted + need);
+            }
+            assert_eq!(outbox.room_for(100), Ok(()));
+            queue(&mut outbox, payload, pool);
+            assert!(outbox.cost <= granted, "{} of {granted}", outbox.cost);
+        }
+        assert!(asked < 16, "the larger the queue the more at a time: {asked}");
+        outbox.shrink();
+        assert!(outbox.cost < 101_000, "{}", outbox.cost);
+
+        // what is held by reference is asked for one by one, and in full unless it is charged already
+        let large = Message::from_frames([Bytes::from(vec![0; 20_000])]);
+        let need = |payload| outbox.need(&payload, 20_009, pool, true);
+        assert!(need(Payload::Message(&large)) > 20_000);
+        assert!(need(Payload::Charged(&large)) < 1000);
+        outbox.clear(pool);
+        assert_eq!((outbox.cost, outbox.room_for(1)), (0, Err(DropReason::Memory)));
+    }
+
+    #[test]
     fn commands_go_first_but_not_into_a_message() {
         let pool = &mut Pool::default();
         let mut outbox = Outbox::new(0, 0, false);
@@ -1107,6 +1137,8 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(outbox.messages() + sent, pushed);
+                let cost = outbox.segments.iter().map(Segment::cost).sum::<usize>();
+                prop_assert_eq!(outbox.cost, cost, "nothing is in flight");
             }
             prop_assert!(expected.is_empty());
             prop_assert_eq!(outbox.bytes(), 0);
