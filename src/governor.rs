@@ -157,8 +157,11 @@ pub(crate) trait Holder: Send + Sync {
     /// to give up: how much, and whether it can be now.
     fn hoarders(&self, each: &mut dyn FnMut(usize, bool, u64));
 
-    /// Makes a peer give up what it can.
-    fn give_up(&self, peer: u64);
+    /// Makes a peer give up what it can and stay; tells what would come free if it went.
+    fn give_up(&self, peer: u64) -> usize;
+
+    /// Has a peer disconnected, which is done by its own task.
+    fn evict(&self, peer: u64);
 
     /// There may be memory for a peer that waits for some, or for senders. `false`: nobody waits.
     fn wake(&self, waiter: Waiter) -> bool;
@@ -247,17 +250,31 @@ impl Ledger {
         }
         hoards.sort_unstable_by(|a, b| b.cmp(a));
         let worst = hoards.first().map_or(0, |(octets, ..)| *octets);
-        let soft = self.soft();
+        let target = self.soft() - self.soft() / 8;
+        let too_much = || self.used.load(Ordering::Relaxed).saturating_sub(target);
         let mut fruitless = true;
+        let mut stubborn = Vec::new();
         for (octets, socket, peer) in hoards {
-            if octets < worst / WORSE || self.used.load(Ordering::Relaxed) <= soft - soft / 8 {
+            if octets < worst / WORSE || too_much() == 0 {
                 left = left.max(octets);
                 break;
             }
-            if let Some(holder) = sockets.get(socket) {
-                holder.give_up(peer);
-                fruitless = false;
+            let Some(holder) = sockets.get(socket) else { continue };
+            let rest = holder.give_up(peer);
+            fruitless = false;
+            if rest > 0 {
+                stubborn.push((rest, holder, peer));
             }
+        }
+        // only if all of that was not enough, and no more of them than need be
+        let mut leaving = 0;
+        for (rest, holder, peer) in stubborn {
+            if too_much() <= leaving {
+                left = left.max(rest);
+                break;
+            }
+            holder.evict(peer);
+            leaving += rest;
         }
         self.worst.store(left, Ordering::Relaxed);
         if fruitless {

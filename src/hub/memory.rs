@@ -328,14 +328,14 @@ impl Holder for Hub {
         }
     }
 
-    fn give_up(&self, peer: u64) {
-        let Some(account) = &self.account else { return };
+    fn give_up(&self, peer: u64) -> usize {
+        let Some(account) = &self.account else { return 0 };
         let id = PeerId::from_number(peer);
         let mut after = After::default();
         let mut state = self.lock();
         let (droppable, now) = (state.droppable, clock::now());
-        let Some(peer) = state.peer(id) else { return };
-        let (held, (hoard, _)) = (peer.weight(), peer.hoard(droppable, now));
+        let Some(peer) = state.peer(id) else { return 0 };
+        let held = peer.weight();
         if droppable && peer.outbox.messages() > 0 {
             let messages = peer.outbox.conflate() as u64;
             peer.out.dropped.add(DropReason::Memory, messages);
@@ -348,13 +348,19 @@ impl Holder for Hub {
             });
         }
         // half-sent messages and what does not stand in the queue go with the peer only
-        if peer.hoard(droppable, now).0 > hoard / 2 {
-            state.evict(id.index, &mut after);
-        }
+        let (hoard, ripe) = peer.hoard(droppable, now);
+        let rest = if hoard >= MODEST && ripe { CONNECTION + peer.cost() } else { 0 };
         state.weigh(id.index);
         after.wake_all(&mut state.senders);
         drop(state);
         // not `finish`: the governor is at work
+        self.fire(after);
+        rest
+    }
+
+    fn evict(&self, peer: u64) {
+        let mut after = After::default();
+        self.lock().evict(PeerId::from_number(peer).index, &mut after);
         self.fire(after);
     }
 
