@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dragonwire::{
     Delivery, DropReason, Endpoint, Event, Message, OnFull, PeerInfo, PubSocket, PullSocket,
-    PushSocket, SocketOptions, SubSocket, TrySendError, Version,
+    PushSocket, SocketOptions, SubSocket, TrySendError, Version, XPubSocket, XPubVerbose,
 };
 use peer::{Listener, MS, Peer, encode, event, ping, subscription, within};
 use tokio::time::{MissedTickBehavior, timeout};
@@ -603,5 +603,33 @@ async fn queued_octets_are_those_on_the_wire() {
         push.try_send(Message::from_frames(frames.iter().map(|frame| frame.to_vec()))).unwrap();
         sum += encode(Version::V3_1, frames).len() as u64;
         assert_eq!(push.stats().outgoing.queued_bytes, sum);
+    }
+}
+
+#[tokio::test]
+async fn subscriptions_wait_while_the_application_does_not_receive() {
+    for version in [Version::V3_1, Version::V3_0] {
+        let options = SocketOptions::new().recv_hwm(10).xpub_verbose(XPubVerbose::All);
+        let mut publisher = XPubSocket::with_options(options).unwrap();
+        let endpoint = publisher.bind("tcp://127.0.0.1:*").await.unwrap();
+        let mut peer = Peer::join(&endpoint, version, "SUB").await;
+        let octets: Vec<u8> = (0..20_000)
+            .flat_map(|i| subscription(version, i % 2 == 0, &format!("topic-{}", i / 2)))
+            .collect();
+        let writing = tokio::spawn(async move {
+            peer.write(&octets).await;
+            peer
+        });
+        for i in 0..20_000 {
+            let message = within("a subscription", publisher.recv()).await.unwrap();
+            let expected =
+                [&[u8::from(i % 2 == 0)], format!("topic-{}", i / 2).as_bytes()].concat();
+            assert_eq!(message.frame(0).unwrap(), expected);
+            if i % 1000 == 0 {
+                let queued = publisher.stats().incoming.queued;
+                assert!(queued <= 20, "{queued} of {version:?}");
+            }
+        }
+        within("the peer", writing).await.unwrap();
     }
 }
