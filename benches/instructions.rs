@@ -19,6 +19,7 @@ use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use dragonwire::Budget;
 use dragonwire::bench::{Matching, Sending, block, decode};
 use dragonwire::driver::codec::{Codec, Origin};
 use dragonwire::driver::{Action, Update, Uuid};
@@ -53,9 +54,11 @@ struct Case {
     run: fn(u64),
 }
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 9] = [
     Case { name: "push 64 B to 1", rounds: 100_000, run: push },
     Case { name: "publish 8 + 64 B to 8", rounds: 40_000, run: publish },
+    Case { name: "push within a budget", rounds: 100_000, run: push_within_budget },
+    Case { name: "publish within a budget", rounds: 40_000, run: publish_within_budget },
     Case { name: "decode 64 KiB of 64 B", rounds: 1_000, run: decode_block },
     Case { name: "match a hit among 10 000", rounds: 100_000, run: match_hit },
     Case { name: "match a miss among 10 000", rounds: 100_000, run: match_miss },
@@ -64,7 +67,14 @@ const CASES: [Case; 7] = [
 ];
 
 fn push(rounds: u64) {
-    let push = Sending::new(false, 1);
+    push_by(&Sending::new(false, 1), rounds);
+}
+
+fn push_within_budget(rounds: u64) {
+    push_by(&Sending::within(&Budget::process(64 << 20), false, 1), rounds);
+}
+
+fn push_by(push: &Sending, rounds: u64) {
     let payload = [7; 64];
     for _ in 0..rounds {
         push.send(&[black_box(&payload)]);
@@ -72,7 +82,14 @@ fn push(rounds: u64) {
 }
 
 fn publish(rounds: u64) {
-    let publisher = Sending::new(true, 8);
+    publish_by(&Sending::new(true, 8), rounds);
+}
+
+fn publish_within_budget(rounds: u64) {
+    publish_by(&Sending::within(&Budget::process(64 << 20), true, 8), rounds);
+}
+
+fn publish_by(publisher: &Sending, rounds: u64) {
     let payload = [7; 64];
     for _ in 0..rounds {
         publisher.send(&[b"topic.01", black_box(&payload)]);

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::endpoint::Endpoint;
 use crate::framing::{Framing, Limits, Room, Scanner, UNLIMITED, put_header};
+use crate::governor::Budget;
 use crate::greeting::Version;
 use crate::hub::{Hub, Wire};
 use crate::inbox::Chunk;
@@ -37,8 +38,18 @@ impl Sending {
     /// PUSH with one peer, or PUB with so many that are subscribed to everything.
     #[must_use]
     pub fn new(publish: bool, peers: usize) -> Self {
+        Self::with_options(publish, peers, SocketOptions::new())
+    }
+
+    /// The same that keeps within a budget.
+    #[must_use]
+    pub fn within(budget: &Budget, publish: bool, peers: usize) -> Self {
+        Self::with_options(publish, peers, SocketOptions::new().budget(budget))
+    }
+
+    fn with_options(publish: bool, peers: usize, options: SocketOptions) -> Self {
         let kind = if publish { SocketType::Pub } else { SocketType::Push };
-        let hub = Hub::new(kind, Arc::new(SocketOptions::new()));
+        let hub = Hub::new(kind, Arc::new(options));
         for id in 0..peers as u64 {
             let endpoint = Endpoint::tcp(([127, 0, 0, 1], 1).into());
             let peer = hub.add_peer(endpoint.clone(), false);
