@@ -83,14 +83,6 @@ impl State {
         account.charge(std::mem::replace(pooled, cost), cost);
     }
 
-    /// Gives up buffers that nobody uses.
-    fn empty_pool(&mut self) {
-        self.pool.empty();
-        if let Some(account) = &self.account {
-            account.charge(std::mem::take(&mut self.pooled), 0);
-        }
-    }
-
     /// The same after its subscriptions have changed.
     pub(super) fn weigh_subscriptions(&mut self, index: u32) {
         if self.account.is_some() {
@@ -99,6 +91,14 @@ impl State {
                 peer.memory.subscriptions = octets;
             }
             self.weigh(index);
+        }
+    }
+
+    /// Gives up buffers that nobody uses.
+    fn empty_pool(&mut self) {
+        self.pool.empty();
+        if let Some(account) = &self.account {
+            account.charge(std::mem::take(&mut self.pooled), 0);
         }
     }
 
@@ -126,7 +126,10 @@ impl State {
                 peer.outbox.grant(payload.is_copied(size), more);
                 return Ok(());
             }
-            if !generous && pool.cost() > 0 {
+            if !generous {
+                if pool.cost() == 0 {
+                    break;
+                }
                 pool.empty();
                 account.charge(std::mem::take(pooled), 0);
             }
