@@ -151,6 +151,16 @@ impl Subscriptions {
         self.peers.get(peer as usize).map_or(0, |entry| entry.nodes.len())
     }
 
+    /// Calls `each` with every topic that the peer has, in no particular order.
+    pub(crate) fn for_each(&self, peer: u32, mut each: impl FnMut(&[u8])) {
+        let Some(entry) = self.peers.get(peer as usize) else { return };
+        for id in entry.nodes.keys() {
+            if let Some((topic, _)) = self.trie.get(*id) {
+                each(topic);
+            }
+        }
+    }
+
     /// What the peer's topics are charged: for each its length and [`OVERHEAD`].
     pub(crate) fn bytes(&self, peer: u32) -> usize {
         self.peers.get(peer as usize).map_or(0, |entry| entry.bytes)

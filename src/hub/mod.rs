@@ -97,6 +97,8 @@ struct State {
     /// PUB, once somebody wants to know: the topics that peers have subscribed to since they were
     /// asked for last.
     news: Option<BTreeSet<Bytes>>,
+    /// What those take in memory.
+    news_cost: usize,
     /// SUB, XSUB: what this side is subscribed to.
     filter: SubscriptionSet,
     /// Peers that PUSH and XSUB send to, in order of their arrival, and whose turn it is.

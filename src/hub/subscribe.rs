@@ -1,7 +1,6 @@
 //! Subscriptions: what this side asks publishers for, and what subscribers ask of this side
 //! (RFC 29).
 
-use std::collections::BTreeSet;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -53,6 +52,31 @@ impl State {
         filter.for_each(|topic| {
             put_subscription(out, version, Form::Command, Subscription::Subscribe(topic));
         });
+    }
+
+    /// A peer wants to know about a topic, in the publisher's application too. `false`: it has not asked
+    /// what there is for so long that there are too many.
+    fn note_news(&mut self, topic: &[u8], limit: usize) -> bool {
+        let Some(news) = self.news.as_mut().filter(|news| !news.contains(topic)) else {
+            return true;
+        };
+        let cost = self.news_cost + topic.len() + OVERHEAD;
+        if cost > limit {
+            return false;
+        }
+        self.news_cost = cost;
+        news.insert(Bytes::copy_from_slice(topic))
+    }
+
+    /// What a peer was sent is lost: what it is subscribed to is news once more.
+    pub(super) fn renew_news(&mut self, index: u32, limit: usize) {
+        if self.news.is_some() {
+            let mut topics = Vec::new();
+            self.subscriptions.for_each(index, |topic| topics.push(topic.to_vec()));
+            for topic in topics {
+                self.note_news(&topic, limit);
+            }
+        }
     }
 
     /// Tells every connection of a change.
@@ -218,6 +242,7 @@ impl Hub {
             return Poll::Ready(Err(Error::Closed));
         }
         let news = std::mem::take(state.news.get_or_insert_default());
+        state.news_cost = 0;
         if !news.is_empty() {
             return Poll::Ready(Ok(news.into_iter().collect()));
         }
@@ -276,8 +301,13 @@ impl Hub {
                 if set.bytes(index).saturating_add(topic.len() + OVERHEAD) > limit {
                     return Err(ProtocolError::TooManySubscriptions { limit });
                 }
-                if !state.may_cost(index, topic.len() + OVERHEAD, after) {
+                // and once more where it is news
+                let more = (topic.len() + OVERHEAD) * (1 + usize::from(state.news.is_some()));
+                if !state.may_cost(index, more, after) {
                     return Ok(());
+                }
+                if !state.note_news(topic, limit) {
+                    return Err(ProtocolError::TooManySubscriptions { limit });
                 }
                 let State { subscriptions, requests, .. } = state;
                 let set = if manual { requests } else { subscriptions };
@@ -292,16 +322,6 @@ impl Hub {
             }
         };
         state.weigh_subscriptions(index);
-        if let (Some(news), Subscription::Subscribe(topic)) = (&mut state.news, what)
-            && !news.contains(topic)
-        {
-            if news.len() < NEWS && topic.len() <= NEWS {
-                news.insert(Bytes::copy_from_slice(topic));
-            } else {
-                // everything is news then
-                *news = BTreeSet::from([Bytes::new()]);
-            }
-        }
         if notify && self.kind == SocketType::XPub {
             let frame = [&[first_octet], topic].concat();
             state.take_in(index, Chunk::single(&frame), false, after);
@@ -368,6 +388,3 @@ impl Hub {
 
 /// Octets of subscriptions that wait to be sent to a publisher, from which on they are asked for.
 const QUEUED: usize = 4 * 1024;
-
-/// Topics that are told one by one, and octets of one.
-const NEWS: usize = 4 * 1024;
