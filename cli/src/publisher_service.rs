@@ -16,8 +16,8 @@ use tracing::Level;
 
 use crate::console::Console;
 use crate::driver_options::{OptionArgs, Side, connect};
+use crate::ending::{Ending, Failure};
 use crate::log;
-use crate::run::{Ending, Failure};
 use crate::signals::Signals;
 use crate::status::{Asked, Status, StatusSocket, socket_of};
 use crate::systemd::{self, Notifier};
