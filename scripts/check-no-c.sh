@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Holds what `dragonwire` and `dragonwire-cli` build from, with all features, to pure Rust: none of
 # their normal and build dependencies links a native library, builds C or is a `-sys` crate, and only
-# the build scripts listed here run. Development dependencies and the package `interop`, whose tests
-# link libzmq, are exempt.
+# the build scripts listed here run. Exempt are development dependencies, the package `interop`, whose tests
+# link libzmq, and the workspaces of their own `benches/compare`, which has libzmq as a peer, and `fuzz`.
 #
 # Usage: scripts/check-no-c.sh [TARGET]     default x86_64-unknown-linux-musl; it need not be installed
 set -euo pipefail

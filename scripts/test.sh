@@ -20,6 +20,8 @@ main() {
     step "fuzz targets and corpora" fuzz
     step "documentation tests" counted cargo test --workspace --doc --locked
     step "tests" counted test_all
+    step "static build and its tests" counted scripts/build-static.sh --test
+    step "64-bit ARM" aarch64
     step "instruction counts" instruction_counts
 }
 
@@ -128,6 +130,17 @@ test_all() {
             cargo test --workspace --all-features --locked --no-fail-fast \
             --lib --bins --tests --examples
     fi
+}
+
+# That it compiles. docs/static-builds.md tells how it is linked and run; where the target cannot be
+# fetched, there is nothing to compile with.
+aarch64() {
+    local target=aarch64-unknown-linux-musl
+    if ! rustup target add "$target"; then
+        echo "the target $target cannot be fetched: not checked"
+        return
+    fi
+    cargo check --workspace --exclude dragonwire-interop --all-features --locked --target "$target"
 }
 
 # The counts do not depend on debug information, the time to build does.

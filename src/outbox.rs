@@ -64,12 +64,12 @@ impl Payload<'_> {
     pub(crate) fn pack(&self, out: &mut Vec<u8>) {
         match self {
             Payload::Message(message) | Payload::Charged(message) => match message.encoded() {
-                Encoded::Wire(wire) => out.extend_from_slice(wire),
-                Encoded::Shared(wire) => out.extend_from_slice(wire),
+                Encoded::Wire(wire) => append(out, wire),
+                Encoded::Shared(wire) => append(out, wire),
                 Encoded::Parts => {
                     for (part, more) in message.parts() {
                         put_header(out, part.len(), more);
-                        out.extend_from_slice(part);
+                        append(out, part);
                     }
                 }
             },
@@ -77,10 +77,27 @@ impl Payload<'_> {
                 let mut slices = slices.iter();
                 while let Some(slice) = slices.next() {
                     put_header(out, slice.len(), !slices.as_slice().is_empty());
-                    out.extend_from_slice(slice);
+                    append(out, slice);
                 }
             }
         }
+    }
+}
+
+/// Appends the octets of a small message.
+///
+/// musl's `memcpy` goes octet by octet at both ends of what is not aligned: a quarter of a publisher's time
+/// with messages of 64 octets (measured). Of lengths that are known to it, the compiler makes moves.
+#[inline(always)]
+fn append(out: &mut Vec<u8>, octets: &[u8]) {
+    if cfg!(target_env = "musl") && octets.len() <= SHORT {
+        let (chunks, rest) = octets.as_chunks::<128>();
+        chunks.iter().for_each(|chunk| out.extend_from_slice(chunk));
+        let (chunks, rest) = rest.as_chunks::<8>();
+        chunks.iter().for_each(|chunk| out.extend_from_slice(chunk));
+        rest.iter().for_each(|octet| out.push(*octet));
+    } else {
+        out.extend_from_slice(octets);
     }
 }
 
@@ -912,6 +929,9 @@ const SHARE: usize = 8 * 1024;
 
 /// A buffer to begin with, where there is a budget to keep within.
 const BUFFER: usize = 1024;
+
+/// Up to so many octets [`append`] does without musl's `memcpy`.
+const SHORT: usize = 1024;
 
 /// Octets that are kept between shared frames: the header of a frame, or two and a topic.
 const FEW: usize = 48;

@@ -10,9 +10,9 @@ use dragonwire::driver::directory::{DirectoryServer, DirectoryServerOptions, con
 use tracing::Level;
 
 use crate::console::Console;
+use crate::ending::{Ending, Failure};
 use crate::lines::{Format, encode};
 use crate::log;
-use crate::run::{Ending, Failure};
 use crate::signals::Signals;
 use crate::systemd::Notifier;
 

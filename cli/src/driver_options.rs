@@ -10,7 +10,7 @@ use dragonwire::driver::directory::{self, Directory, DirectoryError};
 use dragonwire::driver::{DriverContext, DriverError, Drivers, PubSubDriver, Role};
 
 use crate::console::Console;
-use crate::run::Failure;
+use crate::ending::Failure;
 
 /// Option files and the flags that win over them.
 #[derive(Debug, Clone, Default, Args)]

@@ -1,31 +1,52 @@
 //! The `dragonwire` command. Its socket verbs are one process, one socket, messages as lines; its other
 //! verbs are the driver layer's, each in a file of its name.
+//!
+//! Without the feature `all-verbs` it is the publisher service alone, and what asks for its status.
 
 #![cfg_attr(
     not(test),
     warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
+// what the verbs share, the other verbs use more of
+#![cfg_attr(not(feature = "all-verbs"), allow(dead_code))]
 
 mod args;
 mod console;
-mod demo;
-mod directory;
 mod driver_options;
-mod json_lines;
-mod lines;
+mod ending;
 mod log;
-mod notices;
-mod printer;
-mod publish;
 mod publisher_service;
-mod rates;
-mod run;
 mod signals;
-mod socket;
 mod status;
-mod stdio;
-mod subscribe;
 mod systemd;
+
+#[cfg(feature = "all-verbs")]
+mod all_verbs;
+#[cfg(feature = "all-verbs")]
+mod demo;
+#[cfg(feature = "all-verbs")]
+mod directory;
+#[cfg(feature = "all-verbs")]
+mod json_lines;
+#[cfg(feature = "all-verbs")]
+mod lines;
+#[cfg(feature = "all-verbs")]
+mod notices;
+#[cfg(feature = "all-verbs")]
+mod printer;
+#[cfg(feature = "all-verbs")]
+mod publish;
+#[cfg(feature = "all-verbs")]
+mod rates;
+#[cfg(feature = "all-verbs")]
+mod run;
+#[cfg(feature = "all-verbs")]
+mod socket;
+#[cfg(feature = "all-verbs")]
+mod stdio;
+#[cfg(feature = "all-verbs")]
+mod subscribe;
+#[cfg(feature = "all-verbs")]
 mod text_lines;
 
 use std::io::Write;
@@ -35,8 +56,13 @@ use tokio::runtime::Builder;
 
 use crate::args::{Job, NoJob};
 use crate::console::{Console, Target};
-use crate::run::{Ending, Failure};
+use crate::ending::{Ending, Failure};
 use crate::signals::Signal;
+
+/// musl's own costs the driver layer half of its events a second.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() {
     let job = match args::parse(std::env::args_os()) {
@@ -79,14 +105,9 @@ fn main() {
 
 async fn perform(job: Job, console: &Console) -> Result<Ending, Failure> {
     match job {
-        Job::Socket(job) => run::run(*job, console).await,
-        Job::Demo(args) => demo::run(args).await,
-        Job::DemoPublisher(args) => demo::publish(args).await,
-        Job::DemoWorker(args) => demo::work(args).await,
-        Job::Publish(args) => publish::run(*args, console).await,
-        Job::Subscribe(args) => subscribe::run(*args, console).await,
+        #[cfg(feature = "all-verbs")]
+        Job::Other(job) => job.perform(console).await,
         Job::PublisherService(args) => publisher_service::run(*args, console).await,
         Job::Status(args) => status::run(args, console).await,
-        Job::Directory(args) => directory::run(args, console).await,
     }
 }

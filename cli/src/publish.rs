@@ -14,9 +14,10 @@ use tracing::Level;
 
 use crate::console::{Console, counted};
 use crate::driver_options::{DriverArgs, Side};
+use crate::ending::{Ending, Failure};
 use crate::json_lines::explain;
 use crate::log;
-use crate::run::{Ending, Failure, GRACE, PATIENCE};
+use crate::run::{GRACE, PATIENCE};
 use crate::signals::Signals;
 use crate::stdio::{Output, read_lines};
 

@@ -9,7 +9,7 @@ use dragonwire::{
     XSubSender, XSubSocket,
 };
 
-use crate::args::Direction;
+use crate::all_verbs::Direction;
 
 /// A socket of one of the types that the command has.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::console::Console;
 use crate::driver_options::{OptionArgs, Side};
-use crate::run::{Ending, Failure};
+use crate::ending::{Ending, Failure};
 
 /// Which service is asked.
 #[derive(Debug, Clone, Args)]

@@ -19,10 +19,11 @@ use tracing::Level;
 
 use crate::console::{Console, grouped};
 use crate::driver_options::{Chosen, DriverArgs, Side};
+use crate::ending::{Ending, Failure};
 use crate::json_lines::explain;
 use crate::log;
 use crate::publish::READY;
-use crate::run::{Ending, Failure, GRACE};
+use crate::run::GRACE;
 use crate::signals::{Signal, Signals};
 use crate::stdio::{OUTPUT_BLOCK, Output, read_lines};
 

@@ -30,6 +30,11 @@ use role::Role;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use scenario::{Plan, SCENARIOS};
 
+/// As in the static command.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -105,7 +110,10 @@ impl Options {
             let wrong = |problem: &dyn std::fmt::Display| format!("{option} {value}: {problem}");
             match option {
                 "--scenarios" => plan.scenarios = names(value, &SCENARIOS)?,
-                "--peers" => plan.peers = names(value, &LIBRARIES.map(|library| library.name))?,
+                "--peers" => {
+                    let known: Vec<_> = LIBRARIES.iter().map(|library| library.name).collect();
+                    plan.peers = names(value, &known)?;
+                }
                 "--transports" => plan.transports = names(value, &["tcp", "ipc"])?,
                 "--sizes" => {
                     let sizes = value.split(',').map(str::parse).collect::<Result<_, _>>();

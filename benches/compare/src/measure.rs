@@ -340,7 +340,7 @@ impl Process {
         side: Side,
         events: &Sender<(Side, Event)>,
     ) -> Result<Self, String> {
-        let program = std::env::current_exe().map_err(|error| error.to_string())?;
+        let program = library.program().map_err(|error| error.to_string())?;
         let mut command = Command::new(program);
         command.args(["peer", library.name, &role.to_argument()]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

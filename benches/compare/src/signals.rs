@@ -77,6 +77,7 @@ pub async fn go() {
 
 /// How long a publisher that cannot tell who is there waits between probes: longer for many
 /// subscribers, lest the probes be what is measured.
+#[cfg(feature = "others")]
 pub fn probe_pause(subscribers: usize) -> Duration {
     GLANCE * (1 + subscribers / 100) as u32
 }

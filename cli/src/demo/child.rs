@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
-use crate::run::Failure;
+use crate::ending::Failure;
 
 /// A process that is killed when this is dropped.
 #[derive(Debug)]

@@ -21,8 +21,8 @@ use crate::demo::child::{Child, Said};
 use crate::demo::folder::Folder;
 use crate::demo::follow::Tally;
 use crate::demo::publisher::read_ledger;
+use crate::ending::{Ending, Failure};
 use crate::rates::per_second;
-use crate::run::{Ending, Failure};
 use crate::signals::Signals;
 
 pub(crate) use self::publisher::{PublisherArgs, publish};

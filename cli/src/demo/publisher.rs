@@ -11,7 +11,7 @@ use dragonwire::{Endpoint, Message, PubSocket, PullSocket, SocketOptions};
 use crate::demo::books::Account;
 use crate::demo::child::{Said, end_of_input, say};
 use crate::demo::{END, LINGER, TOPICS};
-use crate::run::{Ending, Failure};
+use crate::ending::{Ending, Failure};
 
 /// How a publisher process is started.
 #[derive(Debug, Clone, clap::Args)]

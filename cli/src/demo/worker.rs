@@ -9,7 +9,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::demo::books::Pushed;
 use crate::demo::child::{Said, end_of_input, say};
 use crate::demo::{END, LINGER};
-use crate::run::{Ending, Failure};
+use crate::ending::{Ending, Failure};
 
 /// How a worker process is started.
 #[derive(Debug, Clone, clap::Args)]

@@ -9,14 +9,21 @@
 pub mod bare;
 pub mod dragonwire;
 pub mod driver;
+#[cfg(feature = "others")]
 pub mod libzmq;
+#[cfg(feature = "others")]
 pub mod omq;
 pub mod pipeline;
 pub mod raw;
 pub mod redis;
+#[cfg(feature = "others")]
 pub mod rzmq;
 pub mod tokio_stream;
+#[cfg(feature = "others")]
 pub mod zeromq;
+
+use std::io;
+use std::path::PathBuf;
 
 use crate::role::{Role, Runtime};
 use crate::tally::Tally;
@@ -34,7 +41,7 @@ pub struct Library {
 }
 
 /// In the order of the tables.
-pub const LIBRARIES: [Library; 14] = [
+pub const LIBRARIES: &[Library] = &[
     Library {
         name: "raw",
         settings: raw::SETTINGS,
@@ -49,6 +56,7 @@ pub const LIBRARIES: [Library; 14] = [
         declines: tokio_stream::declines,
         run: tokio_stream::run,
     },
+    #[cfg(feature = "others")]
     Library {
         name: "libzmq",
         settings: libzmq::SETTINGS,
@@ -71,12 +79,21 @@ pub const LIBRARIES: [Library; 14] = [
         run: dragonwire::run_other,
     },
     Library {
+        name: "dragonwire-static",
+        settings: SETTINGS_STATIC,
+        version: dragonwire::version,
+        declines: |role| static_program().is_none() || dragonwire::declines(role),
+        run: dragonwire::run,
+    },
+    #[cfg(feature = "others")]
+    Library {
         name: "zeromq",
         settings: zeromq::SETTINGS,
         version: zeromq::version,
         declines: zeromq::declines,
         run: zeromq::run,
     },
+    #[cfg(feature = "others")]
     Library {
         name: "omq",
         settings: omq::SETTINGS,
@@ -84,6 +101,7 @@ pub const LIBRARIES: [Library; 14] = [
         declines: omq::declines,
         run: omq::run,
     },
+    #[cfg(feature = "others")]
     Library {
         name: "rzmq",
         settings: rzmq::SETTINGS,
@@ -96,6 +114,13 @@ pub const LIBRARIES: [Library; 14] = [
         settings: driver::SETTINGS,
         version: driver::version,
         declines: driver::declines,
+        run: driver::run,
+    },
+    Library {
+        name: "driver-static",
+        settings: SETTINGS_STATIC,
+        version: driver::version,
+        declines: |role| static_program().is_none() || driver::declines(role),
         run: driver::run,
     },
     Library {
@@ -134,6 +159,22 @@ pub const LIBRARIES: [Library; 14] = [
         run: redis::run,
     },
 ];
+
+impl Library {
+    /// What its measured processes are: this program, or the same one built for musl.
+    pub fn program(&self) -> io::Result<PathBuf> {
+        match static_program() {
+            Some(program) if self.name.ends_with("-static") => Ok(program),
+            _ => std::env::current_exe(),
+        }
+    }
+}
+
+fn static_program() -> Option<PathBuf> {
+    std::env::var_os("COMPARE_STATIC").map(PathBuf::from)
+}
+
+const SETTINGS_STATIC: &str = "the same, built for musl: the program that COMPARE_STATIC names";
 
 pub fn library(name: &str) -> Option<&'static Library> {
     LIBRARIES.iter().find(|library| library.name == name)

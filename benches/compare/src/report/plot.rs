@@ -400,7 +400,7 @@ mod tests {
         assert_eq!(plots.len(), 26);
         for (name, svg) in plots {
             let texts = roxmltree::Document::parse(&svg).unwrap();
-            for library in &LIBRARIES {
+            for library in LIBRARIES {
                 let found = texts.descendants().any(|node| node.text() == Some(library.name));
                 assert!(found, "{} in {name}", library.name);
             }

@@ -336,14 +336,16 @@ fn grouped(number: usize) -> String {
 }
 
 /// Whose figure is divided by that of the best of which.
-const COMPARED: [(&str, &str, &[&str]); 7] = [
+const COMPARED: [(&str, &str, &[&str]); 9] = [
     ("dragonwire / libzmq", "dragonwire", &["libzmq"]),
     ("/ best Rust library", "dragonwire", &["zeromq", "omq", "rzmq"]),
     ("/ raw", "dragonwire", &["raw"]),
     ("/ tokio stream", "dragonwire", &["tokio-stream"]),
+    ("static / dragonwire", "dragonwire-static", &["dragonwire"]),
     ("service-raw / bare", "service-raw", &["bare"]),
     ("driver / libzmq", "driver", &["libzmq"]),
     ("driver / redis-driver", "driver", &["redis-driver"]),
+    ("static / driver", "driver-static", &["driver"]),
 ];
 
 #[cfg(test)]

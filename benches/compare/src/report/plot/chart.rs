@@ -130,6 +130,7 @@ fn pen(library: &str) -> Pen {
     let (colour, width, dash, shape) = match library {
         "dragonwire" => ("#d1242f", STRONGEST, "", Shape::Circle),
         "dragonwire-other" => ("#e8838a", 2.0, "6 3", Shape::Circle),
+        "dragonwire-static" => ("#a0111f", 2.0, "", Shape::Wedge),
         "libzmq" => ("#0969da", 2.0, "", Shape::Square),
         "omq" => ("#1a8f5a", 2.0, "", Shape::Triangle),
         "zeromq" => ("#8250df", 2.0, "", Shape::Diamond),
@@ -137,6 +138,7 @@ fn pen(library: &str) -> Pen {
         "raw" => ("#57606a", 1.5, "7 4", Shape::Square),
         "tokio-stream" => ("#8c959f", 1.5, "2 3", Shape::Diamond),
         "driver" => ("#d1242f", STRONGEST, "8 4", Shape::Diamond),
+        "driver-static" => ("#a0111f", 2.0, "8 4", Shape::Wedge),
         "driver-msgpack" => ("#e8838a", 2.0, "", Shape::Wedge),
         "service-raw" => ("#953800", 2.0, "", Shape::Triangle),
         "bare" => ("#57606a", 2.0, "", Shape::Circle),
@@ -193,7 +195,7 @@ mod tests {
     #[test]
     fn every_library_has_a_pen_of_its_own() {
         let mut pens = vec![pen("unknown")];
-        for library in &LIBRARIES {
+        for library in LIBRARIES {
             let pen = pen(library.name);
             assert!(!pens.contains(&pen), "{}", library.name);
             pens.push(pen);

@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Builds the command as one static file that runs on any Linux, x86-64: all of it, and the publisher
+# service alone. Proves that they are static, and fails if one is larger than it may be.
+#
+# Usage: scripts/build-static.sh [--test] [--from-packages]
+#   --test           also runs the library's tests, those with sockets among them, built for the same
+#                    target, and the demo and the publisher service from the two files
+#   --from-packages  uses the compiler of Debian's packages, as is done by itself where rustup cannot
+#                    fetch the target: see scripts/install-musl-std.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+target=x86_64-unknown-linux-musl
+# in octets
+limit_command=$((4 << 20)) limit_service=$((2 << 20))
+
+main() {
+    local test=no packages=no option
+    for option in "$@"; do
+        case $option in
+        --test) test=yes ;;
+        --from-packages) packages=yes ;;
+        *)
+            echo "unknown option $option, see the top of $0"
+            return 2
+            ;;
+        esac
+    done
+    folder=${CARGO_TARGET_DIR:-target}
+    if [[ $packages == yes ]] || ! add_target; then
+        scripts/install-musl-std.sh
+        # what two compilers built does not go together
+        folder=$folder/from-packages
+        export RUSTC=/usr/bin/rustc RUSTDOC=/usr/bin/rustdoc CARGO_TARGET_DIR=$folder
+    fi
+    mkdir -p "$folder/static"
+    "${RUSTC:-rustc}" --version
+
+    build dragonwire dist "$limit_command"
+    build dragonwire-publisher-service dist-service "$limit_service" --no-default-features
+    if [[ $test == yes ]]; then
+        run_tests
+        echo "the demo:"
+        timeout 120 "$folder/static/dragonwire" demo
+        try_service "$folder/static/dragonwire-publisher-service"
+    fi
+}
+
+add_target() {
+    [[ -d $(rustc --print sysroot)/lib/rustlib/$target/lib ]] || rustup target add "$target"
+}
+
+# build NAME PROFILE LIMIT ARGUMENT...: the command by that name, no larger than the limit
+build() {
+    local file=$folder/static/$1 profile=$2 limit=$3 size
+    shift 3
+    cargo build --profile "$profile" --locked --package dragonwire-cli --target "$target" "$@"
+    cp "$folder/$target/$profile/dragonwire" "$file"
+    # neither a loader nor a library is asked for
+    if readelf --wide --program-headers --dynamic "$file" | grep -E 'INTERP|NEEDED'; then
+        echo "$file is not static"
+        return 1
+    fi
+    # of a file without a loader it fails, and says so
+    { ldd "$file" 2>&1 || true; } | sed "s|^[[:space:]]*|$file: |"
+    "$file" --version
+    size=$(stat --format %s "$file")
+    echo "$file: $size octets of $limit"
+    [[ $size -le $limit ]]
+}
+
+# The library's with its default features: those of Redis and etcd add no code of another kind.
+run_tests() {
+    export CARGO_PROFILE_DEV_DEBUG=0
+    if cargo nextest --version >/dev/null 2>&1; then
+        cargo nextest run --package dragonwire --locked --target "$target" --lib --tests
+    else
+        timeout --verbose 20m \
+            cargo test --package dragonwire --locked --target "$target" --lib --tests
+    fi
+}
+
+# try_service COMMAND: it comes up, says how it is, and ends well when it is told to
+try_service() {
+    local place said line service
+    place=$(mktemp -d)
+    exec {said}< <(
+        exec timeout 60 "$1" publisher-service --port 0 --bind-address 127.0.0.1 \
+            --socket "$place/events" 2>&1
+    )
+    service=$!
+    read -r line <&"$said"
+    echo "$line"
+    [[ $line == "publisher service up: "* ]]
+    "$1" status --socket "$place/events"
+    kill -TERM "$service"
+    cat <&"$said"
+    exec {said}<&-
+    wait "$service"
+    rm -rf "$place"
+}
+
+main "$@"
