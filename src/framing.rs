@@ -301,11 +301,10 @@ impl Scanner {
     /// between messages included) and how many messages they hold.
     #[inline]
     pub(crate) fn take(&mut self, buf: &[u8], room: Room) -> (usize, usize) {
-        let (octets, messages) = if self.messages <= room.messages && self.whole <= room.bytes {
-            (self.whole, self.messages)
-        } else {
-            self.front(buf, room)
-        };
+        // commands alone, which are done, need no room
+        let fits = self.messages == 0 || self.messages <= room.messages && self.whole <= room.bytes;
+        let (octets, messages) =
+            if fits { (self.whole, self.messages) } else { self.front(buf, room) };
         self.next -= octets;
         self.whole -= octets;
         self.messages -= messages;
@@ -506,6 +505,18 @@ mod tests {
         assert_eq!(scanner.take(&buf, room(1)), (3, 1));
         assert_eq!(scanner.scan(&buf[3..], room(2)).unwrap(), Scan::Full);
         assert_eq!(scanner.take(&buf[3..], room(2)), (17, 2), "the command with what follows it");
+    }
+
+    #[test]
+    fn without_room_commands_do_not_pile_up() {
+        let mut command = Vec::new();
+        put_command(&mut command, "PING", &[&[0, 0]]);
+        let mut scanner = scanner(Framing::New);
+        assert_eq!(scanner.scan(&command, room(0)).unwrap(), Scan::Command(2..9));
+        assert_eq!(scanner.take(&command, Room::NONE), (9, 0), "no message is before it");
+        let buf = [&[0, 1, b'a'][..], &command].concat();
+        assert_eq!(scanner.scan(&buf, room(0)).unwrap(), Scan::Command(5..12));
+        assert_eq!(scanner.take(&buf, Room::NONE), (0, 0), "one is");
     }
 
     fn encode(framing: Framing, messages: &[Vec<Vec<u8>>]) -> Vec<u8> {
