@@ -327,15 +327,18 @@ impl Scanner {
 
     /// The octets and the number of those whole messages in front that there is room for.
     fn front(&self, buf: &[u8], room: Room) -> (usize, usize) {
-        let (mut end, mut messages) = (0, 0);
+        let (mut octets, mut messages, mut next) = (0, 0, 0);
         while messages < self.messages
-            && !room.is_full(messages, end)
-            && let Ok(Some(header)) = parse_header(self.framing, buf.get(end..).unwrap_or_default())
+            && !room.is_full(messages, octets)
+            && let Ok(Some(header)) = parse_header(self.framing, buf.get(next..).unwrap_or_default())
         {
-            end += header.size + header.len as usize;
-            messages += usize::from(!header.more && !header.command);
+            next += header.size + header.len as usize;
+            if !header.more && !header.command {
+                octets = next;
+                messages += 1;
+            }
         }
-        (end, messages)
+        (octets, messages)
     }
 
     #[cold]
@@ -475,6 +478,18 @@ mod tests {
         assert_eq!(scanner.take(&buf, room), (6, 2));
         assert!(matches!(scanner.scan(&buf[6..], Room::NONE).unwrap(), Scan::Need(_)));
         assert_eq!(scanner.take(&buf[6..], Room { messages: 9, bytes: 0 }), (3, 1), "one always");
+    }
+
+    #[test]
+    fn room_in_octets_does_not_end_inside_of_a_message() {
+        let buf = [0, 1, b'a', 1, 3, b'b', b'c', b'd', 0, 1, b'e'];
+        let room = Room { messages: 9, bytes: 7 };
+        let mut scanner = scanner(Framing::New);
+        assert_eq!(scanner.scan(&buf, room).unwrap(), Scan::Full);
+        assert_eq!(scanner.take(&buf, room), (11, 2), "of the second message all frames");
+        let mut scanner = self::scanner(Framing::New);
+        scanner.scan(&buf, Room::ANY).unwrap();
+        assert_eq!(scanner.take(&buf, Room { messages: 1, bytes: 7 }), (3, 1));
     }
 
     #[test]
