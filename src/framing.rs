@@ -301,10 +301,11 @@ impl Scanner {
     /// between messages included) and how many messages they hold.
     #[inline]
     pub(crate) fn take(&mut self, buf: &[u8], room: Room) -> (usize, usize) {
-        // commands alone, which are done, need no room
-        let fits = self.messages == 0 || self.messages <= room.messages && self.whole <= room.bytes;
-        let (octets, messages) =
-            if fits { (self.whole, self.messages) } else { self.front(buf, room) };
+        let (octets, messages) = if self.messages <= room.messages && self.whole <= room.bytes {
+            (self.whole, self.messages)
+        } else {
+            self.front(buf, room)
+        };
         self.next -= octets;
         self.whole -= octets;
         self.messages -= messages;
@@ -327,6 +328,10 @@ impl Scanner {
 
     /// The octets and the number of those whole messages in front that there is room for.
     fn front(&self, buf: &[u8], room: Room) -> (usize, usize) {
+        if self.messages == 0 {
+            // commands alone, which are done, need no room
+            return (self.whole, 0);
+        }
         let (mut octets, mut messages, mut next) = (0, 0, 0);
         while messages < self.messages
             && !room.is_full(messages, octets)

@@ -91,7 +91,7 @@ struct Conversation {
 fn converse(config: &Config, octets: &[u8], size: usize) -> Conversation {
     let mut options = SocketOptions::new().heartbeat_interval(None).routing_id("fuzz");
     if config.late {
-        options = options.recv_hwm(4);
+        options = options.recv_hwm(4).recv_hwm_bytes(48);
     }
     let options = Arc::new(options.max_message_size(Some(2048)).max_frames(20));
     let hub = Hub::new(config.kind, options.clone());
