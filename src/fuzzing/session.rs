@@ -290,9 +290,14 @@ fn receive(
     receiver: &mut Receiver,
     delivered: &mut Vec<Message>,
 ) {
-    while let Ok(message) = receiver.try_recv() {
-        delivered.push(message);
+    loop {
+        let message = receiver.try_recv();
         connection.pump(hub, now, true).unwrap();
+        // there was no room for more until the first was asked for
+        match message.or_else(|_| receiver.try_recv()) {
+            Ok(message) => delivered.push(message),
+            Err(_) => return,
+        }
     }
 }
 
