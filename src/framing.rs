@@ -335,7 +335,8 @@ impl Scanner {
         let (mut octets, mut messages, mut next) = (0, 0, 0);
         while messages < self.messages
             && !room.is_full(messages, octets)
-            && let Ok(Some(header)) = parse_header(self.framing, buf.get(next..).unwrap_or_default())
+            && let Ok(Some(header)) =
+                parse_header(self.framing, buf.get(next..).unwrap_or_default())
         {
             next += header.size + header.len as usize;
             if !header.more && !header.command {

@@ -77,7 +77,7 @@ pub fn differential(data: &[u8]) {
     let sizes = sizes.map(|size| if size == 0 { usize::MAX } else { usize::from(size) });
     let read = read(config, rooms, octets, &sizes);
     assert_eq!(read, expected, "{rules:?}, {rooms:?}, in pieces of {sizes:?}");
-    if octets.len() <= 64 && chosen(data) {
+    if octets.len() <= 64 && chosen(data, 64) {
         for cut in 1..octets.len() {
             let read = self::read(config, rooms, octets, &[cut, usize::MAX]);
             assert_eq!(read, expected, "{rules:?}, {rooms:?}, cut at {cut}");

@@ -37,16 +37,16 @@ pub use self::driver::{directory, event_body, option_file};
 pub use self::handshake::handshake;
 pub use self::session::session;
 
-/// Whether an input is among those that get the long treatment. The fuzzers give it to one in eight and
-/// have time for more others, the tests to all.
-fn chosen(data: &[u8]) -> bool {
+/// Whether an input is among those that get the long treatment: for the fuzzers one in so many, so that
+/// they have time for more others; for the tests all.
+fn chosen(data: &[u8], one_in: u32) -> bool {
     let hash = |hash: u32, octet: &u8| (hash ^ u32::from(*octet)).wrapping_mul(0x0100_0193);
-    cfg!(test) || data.iter().fold(0x811c_9dc5, hash) >> 29 == 0
+    cfg!(test) || (data.iter().fold(0x811c_9dc5, hash) >> 16).is_multiple_of(one_in)
 }
 
 /// A peer's first octets: the same answer however they are split.
 pub fn greeting(data: &[u8]) {
-    let sizes: &[usize] = if chosen(data) { &[1, 7] } else { &[7] };
+    let sizes: &[usize] = if chosen(data, 8) { &[1, 7] } else { &[7] };
     for config in &*GREETERS {
         let whole = greet(config, data, usize::MAX);
         for &size in sizes {
@@ -88,11 +88,11 @@ fn greet(config: &Arc<EngineConfig>, data: &[u8], size: usize) -> Greeted {
 
 /// Frames of either framing: the same however they are split; consumes what it claims.
 pub fn frames(data: &[u8]) {
-    let (mut splits, mut cuts) = (&[(7, 2)][..], 0);
-    if chosen(data) {
-        splits = &[(1, usize::MAX), (1, 1), (7, 2), (usize::MAX, 1)];
-        cuts = data.len().min(64);
-    }
+    let splits: &[(usize, usize)] = match chosen(data, 8) {
+        true => &[(1, usize::MAX), (1, 1), (7, 2), (usize::MAX, 1)],
+        false => &[(7, 2)],
+    };
+    let cuts = if chosen(data, 64) { data.len().min(64) } else { 0 };
     let narrow = Limits { message: 300, frames: 3 };
     let wide = Limits { message: UNLIMITED, frames: usize::MAX };
     for framing in [Framing::New, Framing::Old] {

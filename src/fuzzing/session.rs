@@ -42,13 +42,14 @@ pub fn session(data: &[u8]) {
     };
     if budgeted {
         if let Some((&limits, octets)) = octets.split_first() {
-            squeeze(&config, limits, octets);
+            let heavy = limits & HEAVY != 0 && chosen(data, 8);
+            squeeze(&config, limits, heavy, octets);
         }
         return;
     }
     let whole = converse(&config, octets, usize::MAX);
     // octet by octet takes the longest by far
-    let sizes: &[usize] = if octets.len() <= 128 || chosen(data) { &[13, 1] } else { &[13] };
+    let sizes: &[usize] = if chosen(data, 8) { &[13, 1] } else { &[13] };
     for &size in sizes {
         let mut split = converse(&config, octets, size);
         let len = split.sent.len().min(whole.sent.len());
@@ -116,7 +117,8 @@ fn converse(config: &Config, octets: &[u8], size: usize) -> Conversation {
         if !config.late {
             receive(&mut connection, &hub, now, &mut receiver, &mut delivered);
         }
-        if !cfg!(test) && size == 1 && count % 16 > 0 {
+        // the counters are put together anew each time
+        if !cfg!(test) && count % 8 > 0 {
             continue;
         }
         balance(&hub);
@@ -159,9 +161,9 @@ fn converse(config: &Config, octets: &[u8], size: usize) -> Conversation {
 
 /// The same within a budget. It decides by what the pieces cost, so that only its accounts are looked
 /// at: what is held stays within the limits, each decision is counted, and nothing is left at the end.
-fn squeeze(config: &Config, limits: u8, octets: &[u8]) {
+fn squeeze(config: &Config, limits: u8, heavy: bool, octets: &[u8]) {
     let per_peer = PER_PEER[usize::from(limits & 7)];
-    let load = if limits & HEAVY == 0 { 4 } else { 90 };
+    let load = if heavy { 90 } else { 4 };
     let size = if limits < 0x10 { usize::MAX } else { usize::from(limits >> 4) };
     let budget = Budget::process(0).per_peer(per_peer);
     let options = SocketOptions::new().heartbeat_interval(None).budget(&budget);
@@ -174,9 +176,11 @@ fn squeeze(config: &Config, limits: u8, octets: &[u8]) {
     let stalled = stall(&hub, here);
     let talk = Talk { hub: &hub, kind: config.kind };
     let send = || {
-        for _ in 0..load {
+        for count in 0..load {
             talk.send(&[b'A'; LARGE]);
-            check(&hub, &budget, per_peer);
+            if count % 4 == 0 {
+                check(&hub, &budget, per_peer);
+            }
         }
     };
     talk.subscribe();
