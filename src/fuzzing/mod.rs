@@ -2,8 +2,8 @@
 //! hold (`docs/fuzzing.md` tells what). Exists for fuzzing and for the tests only; the tests run all
 //! saved corpora through it.
 //!
-//! A [`Connection`] drives the core without IO, as a connection task would; the replay of the
-//! recordings uses it as well.
+//! A [connection](self::connection) drives the core without IO, as a connection task would; the replay of
+//! the recordings uses it as well.
 
 mod connection;
 mod differential;
