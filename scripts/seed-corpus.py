@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Makes the seeds of the fuzz targets, fuzz/corpus/TARGET/, from the recorded octets in
-tests/vectors/ (its README.md tells the format).
+"""Makes the seeds of the fuzz targets, fuzz/corpus/TARGET/: from the recorded octets in
+tests/vectors/ (its README.md tells the format), from the recorded bodies in tests/transcripts/, from
+the option files in tests/config/, and for the rest from the lists below.
 
     scripts/seed-corpus.py            writes the seeds that are missing; never removes a file
     scripts/seed-corpus.py --check    fails when a seed is missing or a file breaks the rules
@@ -28,6 +29,7 @@ GROUPS_OF_ANY_TYPE = {"greeting", "framing", "limits", "heartbeat"}
 SECURE_GROUPS = {"plain", "curve", "zap"}
 PRIORITY = {"pubsub": 0, "metadata": 2, "handshake": 3, "messages": 3}
 ACCEPTED = 0x10
+BUDGET = 0x80
 
 ENDPOINTS = [
     "tcp://127.0.0.1:5555", "tcp://[::1]:5555", "tcp://::1:80", "tcp://*:*", "tcp://*:0",
@@ -39,15 +41,47 @@ ENDPOINTS = [
     "ipc://" + "x" * 107, "ipc://" + "x" * 108,
 ]
 
+# what is done to the octets between two that shake hands, three octets each; see docs/fuzzing.md
+TAMPERING = [
+    b"", b"\0\0\0", b"\0\0\x0a\x80\0\x0a\0\0\x01\x80\0\x01\0\0\x35\x80\0\x35",
+    b"\x03\x0a\x02", b"\0\0\0\x83\0\x02", b"\0\0\0\x80\0\0\x03\0\x03", b"\0\0\0\x80\0\0\x82\0\x40",
+    b"\x80\0\0\0\0\0\x80\0\0\0\0\0\x82\0\x40\x02\0\x1b", b"\x01\0\x01", b"\0\0\x0a\x81\x05\xff",
+]
+
+# requests of the directory: field 3 is Get, 4 List, 5 Put, 6 Delete, each with table, key, value
+REQUESTS = [
+    [(5, "t", "a", "1"), (3, "t", "a"), (4, "t"), (6, "t", "a"), (4, "t")],
+    [(5, "t", "a", "1"), (5, "t", "a", "1"), (5, "t", "a", "22"), (6, "t", "b"), (6, "t", "a")],
+    [(5, "t", "a", "1"), (5, "u", "b", ""), (5, "v", "c", "3"), (6, "u", "b"), (5, "v", "c", "3")],
+    [(5, "", "a", "1"), (5, "t", "", "1"), (5, "t" * 9, "a", "1"), (5, "t", "k" * 9, "1")],
+    [(5, "t", str(row), "v" * 30) for row in range(7)] + [(6, "t", "0"), (5, "t", "7", "")],
+]
+
+ROWS = [
+    "{}", '{"id": null, "uri": null, "role": null}', "[]", '["i"]', '{"last_activity_timestamp": 1e400}',
+    '{"id": "1", "uri": "tcp://192.168.0.5:8866", "last_activity_timestamp": 1466584371.25}',
+    '{"role": "df-local-controller", "name": "\\u00fc"}', '{"role": 7}', ' {"role": "other", "x": [{}]}',
+]
+
 
 def main():
-    seeds = {target: {} for target in ("greeting", "frames", "commands", "subscriptions", "session")}
+    recorded = ("greeting", "frames", "commands", "subscriptions", "session", "differential")
+    seeds = {target: {} for target in recorded}
     paths = sorted((ROOT / "tests" / "vectors").glob("*.json"))
     vectors = [json.loads(path.read_text()) for path in paths]
     # where there are too many seeds, those of the last groups go: their files are much alike
     for vector in sorted(vectors, key=lambda vector: PRIORITY.get(vector["group"], 1)):
         add_seeds(seeds, vector)
-    seeds["endpoint"] = {name_of(octets): octets for octets in map(str.encode, ENDPOINTS)}
+    seeds["endpoint"] = named(map(str.encode, ENDPOINTS))
+    seeds["handshake"] = named(
+        bytes([left | right << 4]) + deeds
+        for left, right in ((0, 1), (1, 10), (2, 3), (4, 5), (0, 4))
+        for deeds in TAMPERING
+    )
+    seeds["directory"] = named([*map(str.encode, ROWS), *requests(), *answers()])
+    seeds["event_body"] = named(bodies())
+    options = sorted((ROOT / "tests" / "config").iterdir())
+    seeds["option_file"] = named(path.read_bytes() for path in options if path.is_file())
     if sys.argv[1:] == ["--check"]:
         return check(seeds)
     for target, contents in seeds.items():
@@ -98,6 +132,11 @@ def add_seeds(seeds, vector):
                 continue
             if group in ("framing", "limits", "messages", "pubsub", "heartbeat", "old-peers"):
                 add(seeds["frames"], frames)
+                version = version_of(octets)
+                # pieces of 1 and of 7 octets and the rest
+                for setting in (b"\0\0\0", b"\x01\x07\0") if len(frames) < 1024 else ():
+                    head = bytes([version | len(seeds["differential"]) % 8 << 4])
+                    add(seeds["differential"], head + setting + after_handshake(version, frames))
             subscriptions = subscription_frames(frames)
             add(seeds["subscriptions"], b"".join(subscriptions))
             if reader in SOCKET_TYPES:
@@ -126,6 +165,20 @@ def connections(steps, side):
             else:
                 piece += bytes(i % 251 for i in range(min(payload["length"], MOST_OCTETS)))
     return [bytes(piece) for piece in pieces.values() if piece]
+
+
+def version_of(octets):
+    """As the target `differential` numbers it: 0 for 1.0, 1 for 2.0, 2 for 3.0, 3 for 3.1."""
+    start = greeting_length(octets)
+    if start < 64:
+        return min(start, 1)
+    return 2 if octets[10:12] == b"\3\0" else 3
+
+
+def after_handshake(version, frames):
+    """What follows the identity frame, or READY."""
+    first = [frame for _, _, frame in split_frames(frames)][:1]
+    return frames[2:] if version == 0 else frames[len(b"".join(first)):]
 
 
 def greeting_length(octets):
@@ -161,6 +214,48 @@ def subscription_frames(octets):
         for flags, body, frame in split_frames(octets)
         if (body.startswith(names) if flags & 4 else body[:1] in (b"\0", b"\1"))
     ]
+
+
+def bodies():
+    """The second frames of Dragonflow's events, as they were on the wire."""
+    for path in sorted((ROOT / "tests" / "transcripts").glob("*.json")):
+        connections = [c for relay in json.loads(path.read_text())["relays"] for c in relay["connections"]]
+        for event in (event for connection in connections for event in connection["events"]):
+            for item in event.get("decoded") or []:
+                if isinstance(item, dict) and item.get("part") == 1 and item.get("body_hex"):
+                    yield bytes.fromhex(item["body_hex"])[:MOST_OCTETS]
+
+
+def requests():
+    client = b"\x0a\x10" + bytes(range(16))
+    for request in REQUESTS:
+        frames = b""
+        for number, (action, *texts) in enumerate(request, 1):
+            fields = [protobuf(field, text.encode()) for field, text in enumerate(texts, 1)]
+            body = client + bytes([0x10, number]) + protobuf(action, b"".join(fields))
+            frames += bytes([0, len(body)]) + body
+        yield frames
+        # every second write is undone
+        yield frames[:1].replace(b"\0", b"\1") + frames[1:]
+
+
+def answers():
+    epoch = bytes([2 << 3 | 1]) + bytes(8)
+    row, table = protobuf(1, b"value"), b"\x08\x05" + protobuf(2, protobuf(1, b"k") + protobuf(2, b"v"))
+    for field, outcome in ((3, row), (3, b""), (4, table), (5, b"\x08\x01"), (6, protobuf(1, b"no"))):
+        yield b"\x08\x07" + epoch + protobuf(field, outcome)
+    epoch = bytes([1 << 3 | 1]) + bytes(8)
+    yield epoch + protobuf(2, b"t") + b"\x18\x01\x20\x02" + protobuf(5, b"k") + protobuf(6, b"v")
+    yield epoch + protobuf(2, protobuf(1, b"t") + b"\x10\x05")
+
+
+def protobuf(field, octets):
+    """A field of text, octets or another message, each short."""
+    return bytes([field << 3 | 2, len(octets)]) + octets
+
+
+def named(contents):
+    return {name_of(octets): octets for octets in contents}
 
 
 def add(contents, octets):

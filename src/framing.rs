@@ -328,15 +328,23 @@ impl Scanner {
 
     /// The octets and the number of those whole messages in front that there is room for.
     fn front(&self, buf: &[u8], room: Room) -> (usize, usize) {
-        let (mut end, mut messages) = (0, 0);
-        while messages < self.messages
-            && !room.is_full(messages, end)
-            && let Ok(Some(header)) = parse_header(self.framing, buf.get(end..).unwrap_or_default())
-        {
-            end += header.size + header.len as usize;
-            messages += usize::from(!header.more && !header.command);
+        if self.messages == 0 {
+            // commands alone, which are done, need no room
+            return (self.whole, 0);
         }
-        (end, messages)
+        let (mut octets, mut messages, mut next) = (0, 0, 0);
+        while messages < self.messages
+            && !room.is_full(messages, octets)
+            && let Ok(Some(header)) =
+                parse_header(self.framing, buf.get(next..).unwrap_or_default())
+        {
+            next += header.size + header.len as usize;
+            if !header.more && !header.command {
+                octets = next;
+                messages += 1;
+            }
+        }
+        (octets, messages)
     }
 
     #[cold]
@@ -479,6 +487,18 @@ mod tests {
     }
 
     #[test]
+    fn room_in_octets_does_not_end_inside_of_a_message() {
+        let buf = [0, 1, b'a', 1, 3, b'b', b'c', b'd', 0, 1, b'e'];
+        let room = Room { messages: 9, bytes: 7 };
+        let mut scanner = scanner(Framing::New);
+        assert_eq!(scanner.scan(&buf, room).unwrap(), Scan::Full);
+        assert_eq!(scanner.take(&buf, room), (11, 2), "of the second message all frames");
+        let mut scanner = self::scanner(Framing::New);
+        scanner.scan(&buf, Room::ANY).unwrap();
+        assert_eq!(scanner.take(&buf, Room { messages: 1, bytes: 7 }), (3, 1));
+    }
+
+    #[test]
     fn commands_in_a_message_are_no_part_of_its_size_but_limited() {
         let mut command = Vec::new();
         put_command(&mut command, "NOBODY", &[&[0; 900]]);
@@ -506,6 +526,18 @@ mod tests {
         assert_eq!(scanner.take(&buf, room(1)), (3, 1));
         assert_eq!(scanner.scan(&buf[3..], room(2)).unwrap(), Scan::Full);
         assert_eq!(scanner.take(&buf[3..], room(2)), (17, 2), "the command with what follows it");
+    }
+
+    #[test]
+    fn without_room_commands_do_not_pile_up() {
+        let mut command = Vec::new();
+        put_command(&mut command, "PING", &[&[0, 0]]);
+        let mut scanner = scanner(Framing::New);
+        assert_eq!(scanner.scan(&command, room(0)).unwrap(), Scan::Command(2..9));
+        assert_eq!(scanner.take(&command, Room::NONE), (9, 0), "no message is before it");
+        let buf = [&[0, 1, b'a'][..], &command].concat();
+        assert_eq!(scanner.scan(&buf, room(0)).unwrap(), Scan::Command(5..12));
+        assert_eq!(scanner.take(&buf, Room::NONE), (0, 0), "one is");
     }
 
     fn encode(framing: Framing, messages: &[Vec<Vec<u8>>]) -> Vec<u8> {

@@ -41,6 +41,13 @@ impl Payload<'_> {
         }
     }
 
+    fn frames(&self) -> usize {
+        match self {
+            Payload::Message(message) | Payload::Charged(message) => message.frames().count(),
+            Payload::Slices(slices) => slices.len(),
+        }
+    }
+
     /// Whether a queue holds all of it, rather than large frames by reference.
     pub(crate) fn is_copied(&self, size: usize) -> bool {
         size < SHARE || matches!(self, Payload::Slices(_))
@@ -626,6 +633,14 @@ impl Outbox {
     fn encode(&mut self, payload: &Payload<'_>, pool: &mut Pool) -> usize {
         let framing = self.framing;
         let charged = matches!(payload, Payload::Charged(_));
+        if self.governed && framing == Framing::Old {
+            let size = payload.wire_size();
+            if payload.is_copied(size) {
+                // the longer headers were not asked for: what they take is taken, but not twice the
+                // buffer with it
+                self.open(pool).reserve_exact(size + payload.frames() * LONGER);
+            }
+        }
         match payload {
             Payload::Slices(slices) => {
                 let packed = self.open(pool);
@@ -705,7 +720,8 @@ impl Outbox {
     /// The buffer that small frames go to.
     fn open(&mut self, pool: &mut Pool) -> &mut Vec<u8> {
         if !self.is_open() {
-            let buffer = if self.governed && pool.next_capacity() > self.granted {
+            let next = pool.next_capacity();
+            let buffer = if self.governed && (next == 0 || next > self.granted) {
                 Vec::with_capacity(self.granted.saturating_sub(size_of::<Segment>()))
             } else {
                 pool.buffer()
@@ -927,6 +943,9 @@ pub(crate) const BATCH: usize = 128 * 1024;
 /// reference count and one more slice to write.
 const SHARE: usize = 8 * 1024;
 
+/// How much longer a frame's header is at most in the framing of ZMTP 1.0.
+const LONGER: usize = 8;
+
 /// A buffer to begin with, where there is a budget to keep within.
 const BUFFER: usize = 1024;
 
@@ -1020,6 +1039,27 @@ mod tests {
         assert!(need(Payload::Charged(&large)) < 1000);
         outbox.clear(pool);
         assert_eq!((outbox.cost, outbox.room_for(1)), (0, Err(DropReason::Memory)));
+    }
+
+    #[test]
+    fn within_a_budget_no_more_is_taken_than_was_asked_for() {
+        let pool = &mut Pool::default();
+        for (framing, frames) in [(Framing::New, 0), (Framing::Old, 2)] {
+            let mut outbox = Outbox::new(0, 0, true);
+            outbox.set_framing(framing, pool);
+            let payload = Payload::Slices(&[&[b'x'; 8000], b"y"]);
+            let (size, mut granted) = (payload.wire_size(), 0);
+            for _ in 0..12 {
+                if outbox.room_for(size) == Err(DropReason::Memory) {
+                    let need = outbox.need(&payload, size, pool, false);
+                    outbox.grant(true, need);
+                    granted += need;
+                }
+                queue(&mut outbox, payload, pool);
+                granted += frames * LONGER;
+                assert!(outbox.cost <= granted, "{framing:?}: {} of {granted}", outbox.cost);
+            }
+        }
     }
 
     #[test]

@@ -14,6 +14,8 @@ mod embedded;
 mod etcd;
 mod failover;
 mod follow;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod memory;
 mod protocol;
 mod publisher_row;

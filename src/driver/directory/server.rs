@@ -259,10 +259,10 @@ struct Server {
 }
 
 /// A request that was understood.
-struct Request {
+pub(super) struct Request {
     client: Uuid,
     id: u64,
-    action: Action,
+    pub(super) action: Action,
 }
 
 impl Server {
@@ -433,7 +433,7 @@ impl fmt::Debug for Server {
     }
 }
 
-fn parse(message: &Message) -> Result<Request, String> {
+pub(super) fn parse(message: &Message) -> Result<Request, String> {
     let mut frames = message.frames();
     let (Some(body), None) = (frames.next(), frames.next()) else {
         return Err(format!("{} frames where there should be one", message.frames().count()));
