@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use dragonwire::{PushSocket, Version};
 
-use crate::peer::{Peer, encode};
-use crate::scene::{Scene, crowd, flood, join_all, scale, send};
+use crate::peer::{MS, Peer, encode, greeting, ready};
+use crate::scene::{Scene, crowd, flood, scale, send};
 
 #[tokio::test]
 async fn millions_of_empty_frames_that_are_allowed() {
@@ -120,11 +120,13 @@ async fn messages_of_peers_that_are_gone() {
     scene.victim.tell("idle");
     let endpoint = scene.endpoint();
     let messages = encode(Version::V3_1, &[[7; 2000]]).repeat(500);
-    for _ in 0..scale(4, 20) {
-        for mut peer in join_all(&endpoint, 50, "PUSH").await {
-            peer.write_until_blocked(&messages, Duration::from_millis(20)).await;
-        }
-    }
+    let script = [greeting(1, "NULL"), ready("PUSH"), messages].concat();
+    let attack = async |_| {
+        // when there is no memory left it is not let in
+        let mut peer = Peer::connect(&endpoint).await;
+        peer.write_until_blocked(&script, MS(100)).await;
+    };
+    crowd(scale(200, 2_000), attack).await;
     scene.victim.tell("receive");
     scene.good_goes_on().await;
     scene.end("messages of peers that are gone").await;

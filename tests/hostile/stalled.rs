@@ -2,14 +2,15 @@
 
 use dragonwire::{Endpoint, Version};
 
-use crate::peer::Peer;
+use crate::peer::{Peer, greeting, ready, subscription};
 use crate::scene::{Scene, crowd, scale};
 
 async fn stalled(endpoint: &Endpoint, count: usize) -> Vec<Peer> {
+    let all = subscription(Version::V3_1, true, "");
+    let script = [greeting(1, "NULL"), ready("SUB"), all].concat();
     crowd(count, async |_| {
         let mut peer = Peer::connect_narrow(endpoint).await;
-        peer.shake(Version::V3_1, "SUB").await;
-        peer.subscribe("").await;
+        peer.write(&script).await;
         peer
     })
     .await
