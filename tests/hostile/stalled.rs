@@ -44,7 +44,10 @@ async fn thousands_of_stalled_subscribers() {
     for size in [50, 10_000] {
         scene.set_size(size);
         for _ in 0..scale(4, 40) {
+            let begun = std::time::Instant::now();
+            println!("{size} {:?}", scene.victim.figures().await);
             scene.good_goes_on().await;
+            println!("{size} {:?} {:?}", begun.elapsed(), scene.victim.figures().await);
         }
         scene.newcomer().await;
     }

@@ -224,6 +224,13 @@ impl Peer {
         buf
     }
 
+    /// The same of a peer that may close before.
+    pub(crate) async fn try_read(&mut self, octets: usize) -> io::Result<Vec<u8>> {
+        let mut buf = vec![0; octets];
+        within("octets or an end", self.stream.read_exact(&mut buf)).await?;
+        Ok(buf)
+    }
+
     /// One octet, or `None` when nothing comes for so long.
     pub(crate) async fn read_within(&mut self, limit: Duration) -> Option<u8> {
         timeout(limit, self.stream.read_u8()).await.ok().map(Result::unwrap)
