@@ -8,7 +8,7 @@ use dragonwire::{DisconnectCause, Version};
 use socket2::SockRef;
 
 use crate::peer::{MS, Peer, command, encode, greeting, ping, ready};
-use crate::scene::{Scene, addresses, crowd, scale};
+use crate::scene::{Pace, Scene, addresses, crowd, scale};
 use crate::victim::{Place, shown};
 
 /// Of a receiver's session and of a publisher's; some are reset before they can have been looked at.
@@ -131,7 +131,7 @@ async fn a_cable_that_is_cut() {
             peer.hang_up();
         }
     }
-    scene.set_size(10_000);
+    scene.set_pace(Pace { size: 10_000, burst: 20 });
     for end in scene.during_ends(&cut).await {
         assert_eq!(end, (false, shown(DisconnectCause::HeartbeatTimeout(MS(600)))));
     }

@@ -24,11 +24,23 @@ pub(crate) struct Scene {
 enum Good {
     /// Its messages are received by the victim.
     Push(PushSocket),
-    /// It receives the victim's, of that size.
-    Sub(SubSocket, usize),
+    /// It receives the victim's.
+    Sub(SubSocket, Pace),
+}
+
+/// What the victim publishes: messages of `size` octets, so many before it waits until the good peer
+/// has them.
+#[derive(Clone, Copy)]
+pub(crate) struct Pace {
+    pub(crate) size: usize,
+    pub(crate) burst: u64,
 }
 
 static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// glibc keeps what one thread has given back for that thread's next wish, apart from the other
+/// threads': there is more than what is in use.
+const LIMIT_OF_GLIBC: usize = LIMIT + LIMIT / 2;
 
 /// Messages that the good peer sends or gets each time that it is looked at.
 const ROUND: u64 = 20;
@@ -46,7 +58,7 @@ impl Scene {
             push.connect(&victim.endpoint).await.unwrap();
             Good::Push(push)
         } else {
-            Good::Sub(subscriber(&victim.endpoint).await, 100)
+            Good::Sub(subscriber(&victim.endpoint).await, Pace { size: 100, burst: ROUND })
         };
         let mut scene = Self { victim, good, sent: 0, newcomers: 0, _alone: alone };
         scene.good_goes_on().await;
@@ -57,10 +69,10 @@ impl Scene {
         self.victim.endpoint.clone()
     }
 
-    /// From now on the victim publishes messages of that size.
-    pub(crate) fn set_size(&mut self, octets: usize) {
-        let Good::Sub(_, size) = &mut self.good else { panic!("a PULL does not publish") };
-        *size = octets;
+    /// Another pace from now on.
+    pub(crate) fn set_pace(&mut self, to: Pace) {
+        let Good::Sub(_, pace) = &mut self.good else { panic!("a PULL does not publish") };
+        *pace = to;
     }
 
     /// Some messages more of the good peer, or for it: each arrives, in order.
@@ -74,9 +86,11 @@ impl Scene {
                     .hears("the good peer's messages", |line| (line == expected).then_some(()))
                     .await;
             }
-            Good::Sub(sub, size) => {
-                self.victim.tell(&format!("send {ROUND} {size}"));
+            Good::Sub(sub, Pace { size, burst }) => {
                 for number in self.sent..upto {
+                    if (number - self.sent).is_multiple_of(*burst) {
+                        self.victim.tell(&format!("send {burst} {size}"));
+                    }
                     receive(sub, number, *size).await;
                 }
             }
@@ -125,7 +139,7 @@ impl Scene {
                 let mut sub = subscriber(&self.victim.endpoint).await;
                 let from = self.sent;
                 self.good_goes_on().await;
-                let Good::Sub(_, size) = self.good else { unreachable!() };
+                let Good::Sub(_, Pace { size, .. }) = self.good else { unreachable!() };
                 for number in from..self.sent {
                     receive(&mut sub, number, size).await;
                 }
@@ -145,7 +159,8 @@ impl Scene {
             figures["peak"] as f64 / f64::from(1 << 20),
         );
         println!("{figures:?}");
-        assert!(peak <= LIMIT, "{} MiB of memory: {what}", peak >> 20);
+        let limit = if cfg!(target_env = "musl") { LIMIT } else { LIMIT_OF_GLIBC };
+        assert!(peak <= limit, "{} MiB of memory: {what}", peak >> 20);
         self.victim.end().await;
     }
 }

@@ -3,7 +3,7 @@
 use dragonwire::{Endpoint, Version};
 
 use crate::peer::{Peer, greeting, ready, subscription};
-use crate::scene::{Scene, crowd, scale};
+use crate::scene::{Pace, Scene, crowd, scale};
 
 async fn stalled(endpoint: &Endpoint, count: usize) -> Vec<Peer> {
     let all = subscription(Version::V3_1, true, "");
@@ -22,7 +22,7 @@ async fn a_stalled_subscriber() {
     let mut scene = Scene::new("PUB hwm=0").await;
     let endpoint = scene.endpoint();
     let peers = stalled(&endpoint, 1).await;
-    scene.set_size(10_000);
+    scene.set_pace(Pace { size: 10_000, burst: 20 });
     for _ in 0..scale(1_000, 10_000) {
         scene.good_goes_on().await;
     }
@@ -40,16 +40,13 @@ async fn a_stalled_subscriber() {
 async fn thousands_of_stalled_subscribers() {
     let mut scene = Scene::new("PUB buffer=4096").await;
     let endpoint = scene.endpoint();
+    scene.set_pace(Pace { size: 100, burst: 1 });
     let peers = scene.during(stalled(&endpoint, 10_000)).await;
     for size in [50, 10_000] {
-        scene.set_size(size);
+        scene.set_pace(Pace { size, burst: 1 });
         for _ in 0..scale(4, 40) {
-            let begun = std::time::Instant::now();
-            println!("{size} {:?}", scene.victim.figures().await);
             scene.good_goes_on().await;
-            println!("{size} {:?} {:?}", begun.elapsed(), scene.victim.figures().await);
         }
-        scene.newcomer().await;
     }
     let figures = scene.victim.figures().await;
     assert!(figures["refused"] + figures["reclaimed"] > 0, "{figures:?}");
