@@ -66,7 +66,8 @@ impl Peer {
     /// whether it can be now.
     fn hoard(&self, droppable: bool, now: Instant) -> (usize, bool) {
         let Holding { subscriptions, buffers, changed, paused, .. } = self.memory;
-        let queue = if droppable { self.outbox.weight() } else { 0 };
+        // a queue that is being emptied is no hoard, however long it is at the moment
+        let queue = if droppable && !self.keeps_up() { self.outbox.weight() } else { 0 };
         let hoard = queue + self.outbox.control_cost() + subscriptions;
         // one that is sending is not to blame yet, and one that is not read from still less
         let still = changed.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));

@@ -119,7 +119,7 @@ async fn octets_that_drip() {
     let attack = async {
         let patient = async |i: usize| {
             let mut peer = Peer::connect(&endpoint).await;
-            if i % 2 == 0 {
+            if i.is_multiple_of(2) {
                 peer.write(&handshake).await;
                 assert_eq!(peer.read(64).await, greeting(1, "NULL"));
             }
@@ -130,7 +130,7 @@ async fn octets_that_drip() {
         for at in 0..script.len() {
             pace.tick().await;
             for (i, peer) in peers.iter_mut().enumerate() {
-                let from = if i % 2 == 0 { handshake.len() } else { 0 };
+                let from = if i.is_multiple_of(2) { handshake.len() } else { 0 };
                 if let Some(octet) = script.get(from + at) {
                     // those in their handshake are cut off one after the other
                     drop(peer.try_write(&[*octet]).await);

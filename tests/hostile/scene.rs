@@ -9,7 +9,7 @@ use futures::{StreamExt, stream};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::peer::Peer;
-use crate::victim::{Ear, LIMIT, Place, Victim};
+use crate::victim::{Ear, LIMIT, Place, Told, Victim};
 use crate::{DEADLINE, within};
 
 pub(crate) struct Scene {
@@ -162,6 +162,21 @@ impl Scene {
         let limit = if cfg!(target_env = "musl") { LIMIT } else { LIMIT_OF_GLIBC };
         assert!(peak <= limit, "{} MiB of memory: {what}", peak >> 20);
         self.victim.end().await;
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let stats = match &self.good {
+                Good::Push(push) => push.stats(),
+                Good::Sub(sub, _) => sub.stats(),
+            };
+            let here: Vec<_> = stats.peers.iter().filter_map(|peer| peer.peer.as_ref()).collect();
+            let ours = |told: &Told| here.iter().any(|info| info.local == Some(told.address));
+            let told: Vec<_> = self.victim.told().into_iter().filter(ours).collect();
+            println!("the good peer is connected as {here:?}; the victim said of it: {told:?}");
+        }
     }
 }
 

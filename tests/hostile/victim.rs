@@ -139,7 +139,7 @@ impl Victim {
     }
 
     /// Ends it, in good order.
-    pub(crate) async fn end(mut self) {
+    pub(crate) async fn end(&mut self) {
         self.tell("end");
         self.hears("its end", |line| (line == "ended well").then_some(())).await;
         assert!(self.child.wait().unwrap().success());
