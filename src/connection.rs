@@ -406,7 +406,7 @@ impl Connection {
     /// Room for the next read: in a block, or for a message that is larger in a buffer of its own.
     /// `false`: there is no memory for it.
     fn make_room(&mut self) -> bool {
-        let capacity = self.buf.capacity();
+        let capacity = self.capacity();
         let spare = capacity - self.buf.len();
         let awaited = self.buffer != Buffer::Rest && self.needed <= capacity;
         if spare >= ROOM || (spare > 0 && awaited && self.buf.len() > SMALL_REST) {
@@ -455,7 +455,7 @@ impl Connection {
             self.session.copy(false);
             return true;
         }
-        if self.buf.capacity() > len && self.buffer == Buffer::Own {
+        if self.capacity() > len && self.buffer == Buffer::Own {
             return true;
         }
         if !self.hub.may_receive(self.peer, whole) {
@@ -466,12 +466,28 @@ impl Connection {
         if !self.hub.may_buffer(self.peer, size, true) {
             return false;
         }
-        self.held = size;
-        let mut own = BytesMut::with_capacity(size.max(len + OWN_MIN));
-        own.extend_from_slice(&self.buf);
-        self.change_buffer(own, Buffer::Own);
+        self.held = size.max(len + OWN_MIN);
+        if self.buffer == Buffer::Own {
+            // a large one grows where it is, so that it is not there twice meanwhile; what it has
+            // beyond `held` is not touched
+            self.buf.reserve(self.held - len);
+        } else {
+            let mut own = BytesMut::with_capacity(self.held);
+            own.extend_from_slice(&self.buf);
+            self.change_buffer(own, Buffer::Own);
+        }
         self.session.copy(true);
         true
+    }
+
+    /// How many octets the buffer may come to hold.
+    fn capacity(&self) -> usize {
+        let capacity = self.buf.capacity();
+        if self.buffer == Buffer::Own {
+            capacity.min(self.held.max(self.buf.len()))
+        } else {
+            capacity
+        }
     }
 
     /// Within a budget nothing is kept of a block that this connection waits with, if there is memory
@@ -482,7 +498,8 @@ impl Connection {
         let fits = match self.buffer {
             Buffer::Rest => true,
             Buffer::Block => false,
-            Buffer::Large | Buffer::Own => self.buf.capacity() < len + OWN && kept > 0,
+            // not what is worth more than it costs to copy it each time that an octet comes
+            Buffer::Large | Buffer::Own => self.capacity() <= len + (len / 2).max(OWN) && kept > 0,
         };
         if !fits && self.hub.may_buffer(self.peer, kept, false) {
             self.held = kept;
@@ -497,7 +514,7 @@ impl Connection {
     /// How much to read: of large messages only as many as fit, since what would come of the next one
     /// would have to be copied into the next buffer.
     fn read_limit(&self) -> usize {
-        let (len, capacity) = (self.buf.len(), self.buf.capacity());
+        let (len, capacity) = (self.buf.len(), self.capacity());
         let spare = capacity - len;
         let begun = if self.needed > len + HEADER { self.needed } else { len };
         if self.expected < LARGE || begun >= capacity {

@@ -27,8 +27,19 @@ pub(super) struct Holding {
     /// What it held when it was decided that it has to go.
     pub(super) evicted: Option<usize>,
     /// It is not read from for want of memory, and when that was told.
-    paused: bool,
+    paused: Option<Pause>,
     told: Option<Instant>,
+    /// It stands in the queue for memory.
+    waiting: bool,
+}
+
+/// What there is no memory for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    /// The next message in its receive queue.
+    Room,
+    /// More of a message that is not whole.
+    Buffer,
 }
 
 impl Holding {
@@ -55,11 +66,12 @@ impl Peer {
     /// whether it can be now.
     fn hoard(&self, droppable: bool, now: Instant) -> (usize, bool) {
         let Holding { subscriptions, buffers, changed, paused, .. } = self.memory;
-        let queue = if droppable { self.outbox.weight() } else { 0 };
+        // a queue that is being emptied is no hoard, however long it is at the moment
+        let queue = if droppable && !self.keeps_up() { self.outbox.weight() } else { 0 };
         let hoard = queue + self.outbox.control_cost() + subscriptions;
         // one that is sending is not to blame yet, and one that is not read from still less
         let still = changed.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        let grace = if paused { 4 * GRACE } else { GRACE };
+        let grace = if paused.is_some() { 4 * GRACE } else { GRACE };
         let age = (still.as_millis() / grace.as_millis()).min(AGES) as usize;
         let ripe = age > 0 || hoard >= buffers;
         (hoard + buffers * age.max(usize::from(!ripe)), ripe)
@@ -116,7 +128,9 @@ impl State {
             (room, _) => return room,
         };
         let empty = peer.outbox.messages() == 0;
-        let (held, modest) = (peer.weight(), empty && peer.keeps_up());
+        // what is on its way may be with the peer already
+        let waits = peer.outbox.messages() > 0 && !peer.outbox.is_idle();
+        let (held, modest) = (peer.weight(), !waits && peer.keeps_up());
         for generous in [true, false, false] {
             let more = peer.outbox.need(payload, size, pool, generous);
             // what could never be granted is not to wait for ever
@@ -215,7 +229,8 @@ impl Hub {
             let one =
                 Request { held, more: MODEST, modest: true, reclaimable: false, urgent: true };
             if free > 0 || empty && account.ask(one) {
-                if std::mem::take(&mut peer.memory.paused) {
+                // there may still be none for what is behind it
+                if peer.memory.paused.take_if(|pause| *pause == Pause::Room).is_some() {
                     account.pass_on();
                 }
                 return match free {
@@ -223,11 +238,11 @@ impl Hub {
                     _ => Room { bytes: room.bytes.min(free), ..room },
                 };
             }
-            if look == 0 {
+            if look == 0 && !std::mem::replace(&mut peer.memory.waiting, true) {
                 account.wait(self.itself.clone(), Waiter::Peer(id.number()));
             }
         }
-        after.events.extend(self.pause(state, id, account));
+        after.events.extend(self.pause(state, id, Pause::Room, account));
         Room::NONE
     }
 
@@ -263,7 +278,7 @@ impl Hub {
             granted = more == 0
                 || account.ask(Request { held, more, modest, reclaimable: true, urgent: wait });
             if granted {
-                if std::mem::take(&mut peer.memory.paused) {
+                if peer.memory.paused.take().is_some() {
                     account.pass_on();
                 }
                 if std::mem::replace(&mut peer.memory.buffers, octets) != octets {
@@ -274,14 +289,14 @@ impl Hub {
             if !wait {
                 break;
             }
-            if look == 0 {
+            if look == 0 && !std::mem::replace(&mut peer.memory.waiting, true) {
                 account.wait(self.itself.clone(), Waiter::Peer(id.number()));
             }
         }
         if granted {
             state.weigh(id.index);
         } else if wait {
-            after.events.extend(self.pause(&mut state, id, account));
+            after.events.extend(self.pause(&mut state, id, Pause::Buffer, account));
         }
         drop(state);
         self.finish(after);
@@ -289,11 +304,18 @@ impl Hub {
     }
 
     /// A peer is not read from for want of memory.
-    fn pause(&self, state: &mut State, id: PeerId, account: &Account) -> Option<Event> {
+    fn pause(
+        &self,
+        state: &mut State,
+        id: PeerId,
+        pause: Pause,
+        account: &Account,
+    ) -> Option<Event> {
         let peer = state.peer(id)?;
-        if std::mem::replace(&mut peer.memory.paused, true) {
+        if peer.memory.paused.is_some() {
             return None;
         }
+        peer.memory.paused = Some(pause);
         account.count(Decision::Paused, 1);
         let now = clock::now();
         if peer.memory.told.is_some_and(|at| now.saturating_duration_since(at) < TOLD) {
@@ -373,8 +395,11 @@ impl Holder for Hub {
         match waiter {
             Waiter::Peer(number) => {
                 let id = PeerId::from_number(number);
-                if state.peer(id).is_some_and(|peer| peer.memory.paused) {
-                    state.nudge(id.index, &mut after);
+                if let Some(peer) = state.peer(id) {
+                    peer.memory.waiting = false;
+                    if peer.memory.paused.is_some() {
+                        state.nudge(id.index, &mut after);
+                    }
                 }
             }
             Waiter::Senders => {

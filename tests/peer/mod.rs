@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use dragonwire::{DisconnectCause, Endpoint, Event, Monitor, PeerInfo, Version};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::timeout;
@@ -168,6 +169,15 @@ impl Peer {
         Self::tcp(within("a connection", socket.connect(address)).await.unwrap())
     }
 
+    /// The same as [`connect`](Self::connect), to be reset rather than closed when it is dropped.
+    pub(crate) async fn connect_abrupt(endpoint: &Endpoint) -> Self {
+        let endpoint = endpoint.to_string();
+        let stream = TcpStream::connect(endpoint.strip_prefix("tcp://").unwrap());
+        let stream = within("a connection", stream).await.unwrap();
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+        Self::tcp(stream)
+    }
+
     /// Connects and shakes hands.
     pub(crate) async fn join(endpoint: &Endpoint, version: Version, kind: &str) -> Self {
         let mut peer = Self::connect(endpoint).await;
@@ -194,11 +204,31 @@ impl Peer {
         within("octets written or refused", self.stream.write_all(octets)).await
     }
 
+    /// Writes octets as far as the other end takes them, and stops when it takes none for so long;
+    /// tells how many.
+    pub(crate) async fn write_until_blocked(&mut self, octets: &[u8], patience: Duration) -> usize {
+        let mut written = 0;
+        while written < octets.len() {
+            match timeout(patience, self.stream.write(&octets[written..])).await {
+                Ok(Ok(more)) if more > 0 => written += more,
+                _ => break,
+            }
+        }
+        written
+    }
+
     /// Exactly so many octets.
     pub(crate) async fn read(&mut self, octets: usize) -> Vec<u8> {
         let mut buf = vec![0; octets];
         within("octets read", self.stream.read_exact(&mut buf)).await.unwrap();
         buf
+    }
+
+    /// The same of a peer that may close before.
+    pub(crate) async fn try_read(&mut self, octets: usize) -> io::Result<Vec<u8>> {
+        let mut buf = vec![0; octets];
+        within("octets or an end", self.stream.read_exact(&mut buf)).await?;
+        Ok(buf)
     }
 
     /// One octet, or `None` when nothing comes for so long.
