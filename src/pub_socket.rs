@@ -61,7 +61,9 @@ impl PubSocket {
     }
 
     /// Waits until peers subscribe to something, and returns the prefixes, each once: those of all
-    /// subscriptions, repeated ones too, that came since the last call, from the first call on.
+    /// subscriptions, repeated ones too, that came since the last call, from the first call on. Those of a
+    /// peer whose queue was dropped for want of memory
+    /// ([`Event::Reclaimed`](crate::Event::Reclaimed)) are among them again.
     /// A publisher that greets its subscribers asks before it binds or connects.
     ///
     /// What is asked for by several tasks at once goes to one of them.

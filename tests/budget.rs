@@ -9,6 +9,7 @@ use dragonwire::{
     Budget, DisconnectCause, DropReason, Endpoint, Event, Monitor, PubSocket, PullSocket,
     PushSocket, SocketOptions, SubSocket, TrySendError, Version,
 };
+use futures::FutureExt;
 use peer::{MS, Peer, command, encode, ended, event, subscription, within};
 
 const MIB: usize = 1 << 20;
@@ -99,9 +100,11 @@ async fn one_that_hoards_gets_half_and_one_that_reads_gets_everything() {
 async fn the_worst_hoarder_gives_way_to_those_who_have_little() {
     let budget = Budget::process(16 * MIB);
     let (publisher, endpoint, mut monitor) = publisher(&budget).await;
-    let mut peers = Vec::new();
+    let _ = publisher.new_subscriptions().now_or_never();
+    let (mut peers, mut news) = (Vec::new(), Vec::new());
     for topic in ["a", "b", "c", "d", "e"] {
         peers.push(stalled(&publisher, &endpoint, topic).await);
+        news.extend(within("a subscription", publisher.new_subscriptions()).await.unwrap());
         for _ in 0..2000 {
             publisher.send([topic.as_bytes(), &[0; 6000]]).await.unwrap();
         }
@@ -115,6 +118,9 @@ async fn the_worst_hoarder_gives_way_to_those_who_have_little() {
         })
         .await;
     assert_eq!(remote, Some(peers[0].remote()), "the first had half of it");
+    news.extend(publisher.new_subscriptions().now_or_never().into_iter().flatten().flatten());
+    let greeted = |topic: &str| news.iter().filter(|news| *news == topic).count();
+    assert!(greeted("a") == 2 && greeted("e") == 1, "it is to be greeted again: {news:?}");
     assert!(messages > 500 && held > budget.usage().chargeable / 4, "{messages}, {held}");
     assert!(budget.usage().reclaimed >= messages);
     let stats = publisher.stats().outgoing;

@@ -86,12 +86,14 @@ impl Peer {
 impl State {
     /// Charges what a peer costs by now.
     pub(super) fn weigh(&mut self, index: u32) {
-        let Self { account: Some(account), peers, pool, pooled, .. } = self else { return };
+        let Self { account: Some(account), peers, pool, pooled, news_cost, .. } = self else {
+            return;
+        };
         if let Some(peer) = at_mut(peers, index) {
             let cost = CONNECTION + peer.cost();
             account.charge(std::mem::replace(&mut peer.memory.charged, cost), cost);
         }
-        let cost = pool.cost();
+        let cost = pool.cost() + *news_cost;
         account.charge(std::mem::replace(pooled, cost), cost);
     }
 
@@ -110,7 +112,8 @@ impl State {
     fn empty_pool(&mut self) {
         self.pool.empty();
         if let Some(account) = &self.account {
-            account.charge(std::mem::take(&mut self.pooled), 0);
+            let cost = self.news_cost;
+            account.charge(std::mem::replace(&mut self.pooled, cost), cost);
         }
     }
 
@@ -121,7 +124,7 @@ impl State {
         payload: &Payload<'_>,
         size: usize,
     ) -> Result<(), DropReason> {
-        let Self { account, peers, pool, pooled, droppable, .. } = self;
+        let Self { account, peers, pool, pooled, news_cost, droppable, .. } = self;
         let Some(peer) = at_mut(peers, index) else { return Err(DropReason::PeerGone) };
         let account = match (peer.outbox.room_for(size), account) {
             (Err(DropReason::Memory), Some(account)) => account,
@@ -145,7 +148,7 @@ impl State {
                     break;
                 }
                 pool.empty();
-                account.charge(std::mem::take(pooled), 0);
+                account.charge(std::mem::replace(pooled, *news_cost), *news_cost);
             }
         }
         Err(DropReason::Memory)
@@ -360,21 +363,27 @@ impl Holder for Hub {
         let mut state = self.lock();
         let (droppable, now) = (state.droppable, clock::now());
         let Some(peer) = state.peer(id) else { return 0 };
-        let held = peer.weight();
+        let (held, mut dropped) = (peer.weight(), false);
         if droppable && peer.outbox.messages() > 0 {
             let messages = peer.outbox.conflate() as u64;
+            dropped = messages > 0;
             peer.out.dropped.add(DropReason::Memory, messages);
             account.count(Decision::Reclaimed, messages);
-            after.events.push(Event::Reclaimed {
+            after.events.extend(dropped.then(|| Event::Reclaimed {
                 peer: peer.link.as_ref().and(peer.info.clone()),
                 endpoint: peer.endpoint.clone(),
                 messages,
                 held,
-            });
+            }));
         }
         // half-sent messages and what does not stand in the queue go with the peer only
         let (hoard, ripe) = peer.hoard(droppable, now);
         let rest = if hoard >= MODEST && ripe { CONNECTION + peer.cost() } else { 0 };
+        if dropped {
+            // who greets subscribers is to tell this one where everything is
+            state.renew_news(id.index, self.options.max_subscription_bytes);
+            after.wake_all(&mut state.watchers);
+        }
         state.weigh(id.index);
         after.wake_all(&mut state.senders);
         drop(state);

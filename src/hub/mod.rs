@@ -119,7 +119,7 @@ struct State {
     senders: Waiters,
     /// Whether senders are in the queue for memory.
     senders_hungry: bool,
-    /// What is charged of the pool.
+    /// What is charged of the pool, and for news.
     pooled: usize,
     /// Those who wait for subscriptions or for connections.
     watchers: Waiters,
