@@ -121,7 +121,8 @@ async fn listen_addresses_are_a_list_without_meaning() {
     assert!(matches!(error, DriverError::UnknownAddress { .. }), "{error}");
 }
 
-#[tokio::test]
+// on more threads than the one that waits for the callback
+#[tokio::test(flavor = "multi_thread")]
 async fn a_subscriber_begins_runs_and_ends() {
     let server = Server::start();
     let publisher = publisher(options(&[server.at()])).await;
