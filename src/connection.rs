@@ -467,8 +467,8 @@ impl Connection {
             return false;
         }
         self.held = size.max(len + OWN_MIN);
-        if self.buffer == Buffer::Own {
-            // a large one grows where it is, so that it is not there twice meanwhile; what it has
+        if self.buffer == Buffer::Own && len >= BLOCK {
+            // one so large grows where it is, so that it is not there twice meanwhile; what it has
             // beyond `held` is not touched
             self.buf.reserve(self.held - len);
         } else {
