@@ -31,7 +31,9 @@
 //! | a stalled subscriber of 200 000 messages | `stalled::a_stalled_subscriber` | |
 //! | ten thousand stalled subscribers | `stalled::thousands_of_stalled_subscribers` | |
 //! | messages that do not end | `messages::thousands_of_messages_that_stop_midway`, `messages::messages_that_do_not_fit_together` | |
-//! | more than the application receives | `messages::an_application_that_does_not_receive` | |
+//! | more than the application receives | `messages::an_application_that_does_not_receive`, `messages::messages_of_peers_that_are_gone` | |
+//! | connections without a purpose | `commands::peers_that_stay_for_nothing` | |
+//! | subscribing and cancelling for ever | `subscriptions::subscribing_and_cancelling_without_end` | |
 //!
 //! `HOSTILE_FULL=1` runs them with the full numbers where fewer show the same.
 

@@ -38,10 +38,6 @@ pub(crate) struct Pace {
 
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-/// glibc keeps what one thread has given back for that thread's next wish, apart from the other
-/// threads': there is more than what is in use.
-const LIMIT_OF_GLIBC: usize = LIMIT + LIMIT / 2;
-
 /// Messages that the good peer sends or gets each time that it is looked at.
 const ROUND: u64 = 20;
 
@@ -159,8 +155,7 @@ impl Scene {
             figures["peak"] as f64 / f64::from(1 << 20),
         );
         println!("{figures:?}");
-        let limit = if cfg!(target_env = "musl") { LIMIT } else { LIMIT_OF_GLIBC };
-        assert!(peak <= limit, "{} MiB of memory: {what}", peak >> 20);
+        assert!(peak <= LIMIT, "{} MiB of memory: {what}", peak >> 20);
         self.victim.end().await;
     }
 }
