@@ -49,7 +49,8 @@ impl Blocks {
         let mut retired = self.lock();
         if retired.begun.iter().any(|block| block.capacity() >= size)
             || retired.begun.len() + retired.full.len() + retired.lent < cap
-            || retired.full.iter_mut().any(|block| block.try_reclaim(size))
+            // what little one of them has left is not what `get` would give
+            || retired.full.iter_mut().any(|block| block.try_reclaim(size.max(BLOCK)))
         {
             drop(retired);
             return Some(self.get(size));

@@ -24,7 +24,8 @@ use crate::unix_ipc::SocketFile;
 /// A connected stream.
 #[derive(Debug)]
 pub(crate) enum Stream {
-    Tcp(TcpStream),
+    /// With the peer's address: of one that is gone already the kernel does not tell it again.
+    Tcp(TcpStream, std::net::SocketAddr),
     Unix(UnixStream),
     #[cfg(feature = "__sim")]
     Sim(sim::Stream),
@@ -52,7 +53,7 @@ impl Stream {
     /// This side's and the peer's address.
     pub(crate) fn addresses(&self) -> (Option<std::net::SocketAddr>, Option<std::net::SocketAddr>) {
         match self {
-            Self::Tcp(stream) => (stream.local_addr().ok(), stream.peer_addr().ok()),
+            Self::Tcp(stream, peer) => (stream.local_addr().ok(), Some(*peer)),
             Self::Unix(_) => (None, None),
             #[cfg(feature = "__sim")]
             Self::Sim(stream) => stream.addresses(),
@@ -62,7 +63,7 @@ impl Stream {
     /// Sets what the options ask for.
     pub(crate) fn set_up(&self, options: &SocketOptions) -> io::Result<()> {
         match self {
-            Self::Tcp(stream) => crate::tcp::set_up(stream, options),
+            Self::Tcp(stream, _) => crate::tcp::set_up(stream, options),
             Self::Unix(stream) => crate::unix_ipc::set_up(stream, options),
             #[cfg(feature = "__sim")]
             Self::Sim(_) => Ok(()),
@@ -71,7 +72,7 @@ impl Stream {
 
     pub(crate) fn credentials(&self) -> Option<Credentials> {
         match self {
-            Self::Tcp(_) => None,
+            Self::Tcp(..) => None,
             #[cfg(feature = "__sim")]
             Self::Sim(_) => None,
             Self::Unix(stream) => stream.peer_cred().ok().map(|credentials| Credentials {
@@ -84,7 +85,7 @@ impl Stream {
 
     pub(crate) fn split(self) -> (Reader, Arc<Writer>) {
         match self {
-            Self::Tcp(stream) => {
+            Self::Tcp(stream, _) => {
                 let (read, write) = stream.into_split();
                 (Reader::Tcp(read), Arc::new(Writer::Tcp(write)))
             }
@@ -206,7 +207,10 @@ impl Listener {
     /// Safe: a connection that is not returned stays with the kernel.
     pub(crate) async fn accept(&self) -> io::Result<Stream> {
         match self {
-            Self::Tcp(listener) => Ok(Stream::Tcp(listener.accept().await?.0)),
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok(Stream::Tcp(stream, peer))
+            }
             Self::Unix(listener, _) => Ok(Stream::Unix(listener.accept().await?.0)),
             #[cfg(feature = "__sim")]
             Self::Sim(listener) => listener.accept().await.map(Stream::Sim),
@@ -222,7 +226,9 @@ pub(crate) async fn connect(endpoint: &Endpoint, options: &SocketOptions) -> io:
             sim::connect(host, *port, *source).await.map(Stream::Sim)
         }
         Address::Tcp { host, port, source } => {
-            crate::tcp::connect(host, *port, *source, options).await.map(Stream::Tcp)
+            let stream = crate::tcp::connect(host, *port, *source, options).await?;
+            let peer = stream.peer_addr()?;
+            Ok(Stream::Tcp(stream, peer))
         }
         Address::Ipc(name) => crate::unix_ipc::connect(name).map(Stream::Unix),
     }
