@@ -72,6 +72,7 @@ struct Readme;
 #[cfg(not(target_os = "linux"))]
 compile_error!("dragonwire is for Linux");
 
+mod append;
 #[cfg(feature = "__bench")]
 #[doc(hidden)]
 pub mod bench;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::append::append;
 use crate::blocks::{BLOCK, Blocks};
 use crate::framing::{Framing, header_size, parse_header, put_any_header, put_header};
 use crate::governor::Account;
@@ -88,23 +89,6 @@ impl Payload<'_> {
                 }
             }
         }
-    }
-}
-
-/// Appends the octets of a small message.
-///
-/// musl's `memcpy` goes octet by octet at both ends of what is not aligned: a quarter of a publisher's time
-/// with messages of 64 octets (measured). Of lengths that are known to it, the compiler makes moves.
-#[inline(always)]
-fn append(out: &mut Vec<u8>, octets: &[u8]) {
-    if cfg!(target_env = "musl") && octets.len() <= SHORT {
-        let (chunks, rest) = octets.as_chunks::<128>();
-        chunks.iter().for_each(|chunk| out.extend_from_slice(chunk));
-        let (chunks, rest) = rest.as_chunks::<8>();
-        chunks.iter().for_each(|chunk| out.extend_from_slice(chunk));
-        rest.iter().for_each(|octet| out.push(*octet));
-    } else {
-        out.extend_from_slice(octets);
     }
 }
 
@@ -647,18 +631,18 @@ impl Outbox {
                 let start = packed.len();
                 for (i, slice) in slices.iter().enumerate() {
                     put_any_header(framing, packed, slice.len(), i + 1 < slices.len());
-                    packed.extend_from_slice(slice);
+                    append(packed, slice);
                 }
                 packed.len() - start
             }
             Payload::Message(message) | Payload::Charged(message) => match message.encoded() {
                 Encoded::Wire(wire) if framing == Framing::New => {
-                    self.open(pool).extend_from_slice(wire);
+                    append(self.open(pool), wire);
                     wire.len()
                 }
                 Encoded::Shared(wire) if framing == Framing::New => {
                     if wire.len() < SHARE {
-                        self.open(pool).extend_from_slice(wire);
+                        append(self.open(pool), wire);
                     } else {
                         self.segments.push_back(Segment::new(Data::Shared(wire.clone(), charged)));
                     }
@@ -948,9 +932,6 @@ const LONGER: usize = 8;
 
 /// A buffer to begin with, where there is a budget to keep within.
 const BUFFER: usize = 1024;
-
-/// Up to so many octets [`append`] does without musl's `memcpy`.
-const SHORT: usize = 1024;
 
 /// Octets that are kept between shared frames: the header of a frame, or two and a topic.
 const FEW: usize = 48;

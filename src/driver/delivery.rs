@@ -109,7 +109,7 @@ impl EventSender {
     /// Safe: when cancelled, the event was not handed over.
     pub async fn send(&mut self, event: SubscriberEvent) {
         std::future::poll_fn(|cx| self.0.poll_room(cx)).await;
-        self.0.push_all(&mut vec![event]);
+        self.0.push_all(&mut VecDeque::from([event]));
     }
 }
 
@@ -180,7 +180,7 @@ impl Queue {
     }
 
     /// Appends what is in `events`. That may go beyond the bound: the giver waits for room first.
-    pub(crate) fn push_all(&self, events: &mut Vec<SubscriberEvent>) {
+    pub(crate) fn push_all(&self, events: &mut VecDeque<SubscriberEvent>) {
         if events.is_empty() {
             return;
         }
@@ -189,16 +189,14 @@ impl Queue {
             events.clear();
             return;
         }
-        for event in events.drain(..) {
-            state.push(event);
-        }
+        state.push_all(events);
         let taker = state.taker.take();
         drop(state);
         taker.into_iter().for_each(Waker::wake);
     }
 
     pub(crate) fn push_sync(&self, sync: Sync) {
-        self.push_all(&mut vec![SubscriberEvent::Sync(sync)]);
+        self.push_all(&mut VecDeque::from([SubscriberEvent::Sync(sync)]));
     }
 
     /// Resolves when there is room.
@@ -265,15 +263,21 @@ impl Queue {
 }
 
 impl State {
-    fn push(&mut self, event: SubscriberEvent) {
-        // "something, but it is not known what" is told once, however often it is true before it is
-        // heard
-        if let SubscriberEvent::Sync(Sync { missing: None, .. }) = &event
-            && self.events.back() == Some(&event)
-        {
+    fn push_all(&mut self, events: &mut VecDeque<SubscriberEvent>) {
+        let is_vague = |event: &SubscriberEvent| {
+            matches!(event, SubscriberEvent::Sync(Sync { missing: None, .. }))
+        };
+        if !events.iter().any(is_vague) {
+            self.events.append(events);
             return;
         }
-        self.events.push_back(event);
+        for event in events.drain(..) {
+            // "something, but it is not known what" is told once, however often it is true before it
+            // is heard
+            if !is_vague(&event) || self.events.back() != Some(&event) {
+                self.events.push_back(event);
+            }
+        }
     }
 }
 
@@ -300,10 +304,11 @@ mod tests {
     fn a_sync_that_says_the_same_is_told_once_until_it_is_taken() {
         let queue = Arc::new(Queue::default());
         let mut updates = Updates::new(queue.clone());
-        queue.push_all(&mut vec![update("1"), unknown(), unknown(), update("2"), unknown()]);
+        let events = [update("1"), unknown(), unknown(), update("2"), unknown()];
+        queue.push_all(&mut events.into());
         let taken: Vec<_> = std::iter::from_fn(|| updates.try_recv()).collect();
         assert_eq!(taken, [update("1"), unknown(), update("2"), unknown()]);
-        queue.push_all(&mut vec![unknown()]);
+        queue.push_all(&mut [unknown()].into());
         assert_eq!(updates.try_recv(), Some(unknown()));
     }
 
@@ -334,9 +339,9 @@ mod tests {
     async fn what_was_received_before_the_end_is_taken() {
         let queue = Arc::new(Queue::default());
         let mut updates = Updates::new(queue.clone());
-        queue.push_all(&mut vec![update("1")]);
+        queue.push_all(&mut [update("1")].into());
         queue.close();
-        queue.push_all(&mut vec![update("2")]);
+        queue.push_all(&mut [update("2")].into());
         assert_eq!(updates.recv().await, Some(update("1")));
         assert_eq!(updates.recv().await, None);
     }
@@ -350,12 +355,12 @@ mod tests {
             assert_ne!(event, update("bad"), "a fault of the callback");
         };
         Updates::new(queue.clone()).call(Box::new(callback)).unwrap();
-        queue.push_all(&mut vec![update("1"), update("bad")]);
+        queue.push_all(&mut [update("1"), update("bad")].into());
         let next = || heard.recv_timeout(Duration::from_secs(20)).unwrap();
         assert_eq!((next(), next()), (update("1"), update("bad")));
         let sync = Sync { missing: None, cause: SyncCause::CallbackPanicked };
         assert_eq!(next(), SubscriberEvent::Sync(sync));
-        queue.push_all(&mut vec![update("2")]);
+        queue.push_all(&mut [update("2")].into());
         assert_eq!(next(), update("2"));
         assert_eq!(queue.panics(), 1);
         queue.close();

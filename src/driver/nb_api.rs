@@ -1,6 +1,7 @@
 //! One process's publisher and subscriber together, as the options say: what Dragonflow's `NbApi` does
 //! for publishing and subscribing.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
@@ -163,11 +164,11 @@ impl Drop for Pump {
 
 impl Pump {
     async fn run(mut self) {
-        let mut events = Vec::new();
+        let mut events = VecDeque::new();
         while let Some(event) = self.received.recv().await {
-            events.push(event);
+            events.push_back(event);
             while let Some(event) = self.received.try_recv() {
-                events.push(event);
+                events.push_back(event);
             }
             for event in &events {
                 if let SubscriberEvent::Update(update) = event

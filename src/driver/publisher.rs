@@ -255,7 +255,8 @@ impl SocketPublisher {
                 let already = self.state().open.clone();
                 match already {
                     Some(open) => open,
-                    None => self.start().await?,
+                    // on the heap, as few wait for it and all would carry it
+                    None => Box::pin(self.start()).await?,
                 }
             }
         };

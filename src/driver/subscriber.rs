@@ -1,6 +1,7 @@
 //! Subscribers over this crate's sockets: SUB that connects to publishers (the network driver), and
 //! PULL that processes of the host push to (the multi-process driver).
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -242,7 +243,7 @@ impl SocketSubscriber {
             ending: CancellationToken::new(),
             shared: self.shared.clone(),
             context: self.context.clone(),
-            told: Vec::new(),
+            told: VecDeque::new(),
             complaints: Complaints::default(),
         };
         let addresses = self.run(receiving, &handle)?;
@@ -405,14 +406,14 @@ impl Shared {
     }
 
     /// Hands events over, counted.
-    pub(super) fn tell(&self, mut events: Vec<SubscriberEvent>) {
+    pub(super) fn tell(&self, mut events: VecDeque<SubscriberEvent>) {
         self.tracking().stats.count(&events);
         self.queue.push_all(&mut events);
     }
 }
 
 impl SubscriberStats {
-    fn count(&mut self, events: &[SubscriberEvent]) {
+    fn count(&mut self, events: &VecDeque<SubscriberEvent>) {
         for event in events {
             match event {
                 SubscriberEvent::Update(_) => self.delivered += 1,
@@ -470,7 +471,7 @@ struct Receiving {
     shared: Arc<Shared>,
     context: Arc<DriverContext>,
     /// Events to be handed over.
-    told: Vec<SubscriberEvent>,
+    told: VecDeque<SubscriberEvent>,
     complaints: Complaints,
 }
 
@@ -597,14 +598,18 @@ impl Receiving {
     fn take_batch(&mut self, first: Message) {
         let shared = self.shared.clone();
         let mut tracking = shared.tracking();
-        let mut next = Some(first);
+        let (mut next, mut before) = (Some(first), None);
         for taken in 1.. {
             let Some(message) = next else { break };
             let by = self.socket.last_peer();
-            if by.is_some_and(|by| !tracking.tracker.knows(by)) {
-                while let Some(event) = self.monitor.try_recv() {
+            if by != before {
+                let knows = |tracking: &Tracking| by.is_some_and(|by| tracking.tracker.knows(by));
+                while !knows(&tracking)
+                    && let Some(event) = self.monitor.try_recv()
+                {
                     self.note(&mut tracking, event);
                 }
+                before = by.filter(|_| knows(&tracking));
             }
             self.take(&mut tracking, by, &message);
             next = if taken < BATCH { self.socket.try_recv().ok() } else { None };
@@ -623,7 +628,7 @@ impl Receiving {
             stats.undecodable += 1;
             let peer = Peer { connection: by, endpoint: by.and_then(|by| tracker.endpoint_of(by)) };
             self.complaints.say(&peer, message.topic(), "it is not of two frames");
-            return self.told.push(unreadable());
+            return self.told.push_back(unreadable());
         };
         let exact = self.context.options().exact_topics && matches!(self.socket, Socket::Sub(_));
         if exact && !tracker.is_registered(topic) {
@@ -635,13 +640,13 @@ impl Receiving {
                 let wanted = self.context.options().sync_on_reconnect;
                 let doubt = tracker.unnumbered(by).filter(|_| wanted);
                 self.told.extend(doubt.map(SubscriberEvent::Sync));
-                self.told.push(as_event(update));
+                self.told.push_back(as_event(update));
             }
             Ok(Body::Event { update, origin: Some(origin) }) => {
                 let verdict = tracker.event(by, topic, &origin, &mut missing);
                 self.told.extend(missing.into_iter().map(SubscriberEvent::Sync));
                 match verdict {
-                    Verdict::Deliver => self.told.push(as_event(update)),
+                    Verdict::Deliver => self.told.push_back(as_event(update)),
                     Verdict::Late => stats.late += 1,
                 }
             }
@@ -661,7 +666,7 @@ impl Receiving {
                 stats.undecodable += 1;
                 let endpoint = by.and_then(|by| tracker.endpoint_of(by));
                 self.complaints.say(&Peer { connection: by, endpoint }, topic, &error.to_string());
-                self.told.push(unreadable());
+                self.told.push_back(unreadable());
             }
         }
     }

@@ -269,25 +269,19 @@ impl Tracker {
         missing: &mut Vec<Sync>,
     ) -> Verdict {
         let Origin { publisher, epoch, sequence } = *origin;
-        if self.stream(publisher, epoch, topic).is_none() {
-            self.end_earlier_lives(by, publisher, epoch, missing);
-            let first = if self.owed(by, topic).is_some() { 1 } else { sequence };
-            if !self.begin(by, publisher, epoch, topic, first) {
-                return Verdict::Deliver;
-            }
+        // as a rule it is known, and looked for once
+        if let Some(stream) = self.stream(publisher, epoch, topic) {
+            return stream.take(topic, origin, readable, missing);
         }
-        let Some(stream) = self.stream(publisher, epoch, topic) else { return Verdict::Deliver };
-        if sequence < stream.next {
-            return Verdict::Late;
+        self.end_earlier_lives(by, publisher, epoch, missing);
+        let first = if self.owed(by, topic).is_some() { 1 } else { sequence };
+        if !self.begin(by, publisher, epoch, topic, first) {
+            return Verdict::Deliver;
         }
-        let last_missing = if readable { sequence - 1 } else { sequence };
-        (stream.end_unknown, stream.left, stream.unheard) = (false, false, false);
-        let from = std::mem::replace(&mut stream.next, sequence.saturating_add(1));
-        if last_missing >= from {
-            let cause = if readable { SyncCause::Gap } else { SyncCause::Undecodable };
-            missing.push(gap(publisher, epoch, topic, from, last_missing, cause));
+        match self.stream(publisher, epoch, topic) {
+            Some(stream) => stream.take(topic, origin, readable, missing),
+            None => Verdict::Deliver,
         }
-        Verdict::Deliver
     }
 
     /// An announcer says how far streams have come.
@@ -540,6 +534,28 @@ impl Life {
 }
 
 impl Stream {
+    /// An event of it came.
+    fn take(
+        &mut self,
+        topic: &[u8],
+        origin: &Origin,
+        readable: bool,
+        missing: &mut Vec<Sync>,
+    ) -> Verdict {
+        let Origin { publisher, epoch, sequence } = *origin;
+        if sequence < self.next {
+            return Verdict::Late;
+        }
+        let last_missing = if readable { sequence - 1 } else { sequence };
+        (self.end_unknown, self.left, self.unheard) = (false, false, false);
+        let from = std::mem::replace(&mut self.next, sequence.saturating_add(1));
+        if last_missing >= from {
+            let cause = if readable { SyncCause::Gap } else { SyncCause::Undecodable };
+            missing.push(gap(publisher, epoch, topic, from, last_missing, cause));
+        }
+        Verdict::Deliver
+    }
+
     /// It ends here, and nobody said that it does: told once.
     fn end_unknown(&mut self, publisher: Uuid, epoch: u64, topic: &[u8]) -> Option<Sync> {
         if self.is_final || std::mem::replace(&mut self.end_unknown, true) {

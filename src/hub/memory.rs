@@ -133,11 +133,13 @@ impl State {
         let empty = peer.outbox.messages() == 0;
         // what is on its way may be with the peer already
         let waits = peer.outbox.messages() > 0 && !peer.outbox.is_idle();
-        let (held, modest) = (peer.weight(), !waits && peer.keeps_up());
+        let held = peer.weight();
+        let keeps_up = peer.keeps_up() && (!waits || held < MODEST);
         for generous in [true, false, false] {
             let more = peer.outbox.need(payload, size, pool, generous);
             // what could never be granted is not to wait for ever
             let giant = empty && !*droppable && more > account.most();
+            let modest = keeps_up && !generous;
             let request = Request { held, more, modest, reclaimable: *droppable, urgent: false };
             if giant || account.ask(request) {
                 peer.outbox.grant(payload.is_copied(size), more);
@@ -192,11 +194,15 @@ impl Hub {
                 more: HANDSHAKE,
                 modest: false,
                 reclaimable: false,
-                urgent: false,
+                urgent: true,
             };
-            if !account.ask(request) {
-                account.count(Decision::TurnedAway, 1);
+            let granted = account.ask(request) || {
+                // others may give way, and it comes but once
                 account.act();
+                account.ask(request)
+            };
+            if !granted {
+                account.count(Decision::TurnedAway, 1);
                 return None;
             }
             account.charge(0, HANDSHAKE);
@@ -350,7 +356,7 @@ impl Holder for Hub {
         for (index, slot) in state.peers.iter().enumerate() {
             let Some(peer) = slot.peer.as_deref() else { continue };
             let (hoard, ripe) = peer.hoard(state.droppable, now);
-            if hoard >= MODEST && peer.memory.evicted.is_none() {
+            if hoard >= CRUMB && peer.memory.evicted.is_none() {
                 each(hoard, ripe, state.id(index as u32).number());
             }
         }
@@ -442,6 +448,9 @@ const HANDSHAKE: usize = CONNECTION + HANDSHAKE_MAX;
 
 /// Who holds less is not held to what the others leave.
 const MODEST: usize = 4 * 1024;
+
+/// What is not worth having given up.
+const CRUMB: usize = 256;
 
 /// How long a message may be on its way before its sender is one who hoards.
 const GRACE: Duration = Duration::from_millis(500);

@@ -40,10 +40,10 @@ async fn a_stalled_subscriber() {
 async fn thousands_of_stalled_subscribers() {
     let mut scene = Scene::new("PUB buffer=4096").await;
     let endpoint = scene.endpoint();
-    scene.set_pace(Pace { size: 100, burst: 1 });
+    scene.set_pace(Pace { size: 100, burst: 20 });
     let peers = scene.during(stalled(&endpoint, 10_000)).await;
     for size in [50, 10_000] {
-        scene.set_pace(Pace { size, burst: 1 });
+        scene.set_pace(Pace { size, burst: 20 });
         for _ in 0..scale(4, 40) {
             scene.good_goes_on().await;
         }

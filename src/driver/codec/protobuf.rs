@@ -8,6 +8,7 @@ use prost::Message;
 use uuid::Uuid;
 
 use super::{Body, CodecError, End, Origin, Position, Positions, json, move_to_front, value_from};
+use crate::append::append;
 use crate::driver::update::{Action, Update, Value};
 
 /// What `tests/proto_codegen.rs` made of the schema.
@@ -60,10 +61,11 @@ fn put_text(out: &mut Vec<u8>, key: u8, text: Option<&str>) {
     if let Some(text) = text {
         out.push(key);
         put_varint(out, text.len() as u64);
-        out.extend_from_slice(text.as_bytes());
+        append(out, text.as_bytes());
     }
 }
 
+#[inline]
 fn put_varint(out: &mut Vec<u8>, mut n: u64) {
     while n > 0x7f {
         out.push(n as u8 | 0x80);
@@ -146,12 +148,7 @@ fn next_field<'a>(rest: &mut &'a [u8]) -> Option<(u64, Payload<'a>)> {
             *rest = after;
             Payload::Fixed64(u64::from_le_bytes(*octets))
         }
-        2 => {
-            let len = usize::try_from(take_varint(rest)?).ok()?;
-            let (octets, after) = rest.split_at_checked(len)?;
-            *rest = after;
-            Payload::Octets(octets)
-        }
+        2 => Payload::Octets(take_octets(rest)?),
         5 => {
             *rest = rest.split_at_checked(4)?.1;
             Payload::Other
@@ -162,7 +159,16 @@ fn next_field<'a>(rest: &mut &'a [u8]) -> Option<(u64, Payload<'a>)> {
     Some((key >> 3, payload))
 }
 
+#[inline]
 fn take_varint(rest: &mut &[u8]) -> Option<u64> {
+    if let [octet @ ..0x80, after @ ..] = *rest {
+        *rest = after;
+        return Some(u64::from(*octet));
+    }
+    take_long_varint(rest)
+}
+
+fn take_long_varint(rest: &mut &[u8]) -> Option<u64> {
     let mut n = 0;
     for shift in (0..64).step_by(7) {
         let (octet, after) = rest.split_first()?;
@@ -201,11 +207,14 @@ fn usual_event(body: &[u8]) -> Option<(Update, Origin)> {
     while let Some((key, after)) = rest.split_first() {
         rest = after;
         match *key {
-            TABLE => update.table = Some(take_text(&mut rest)?.to_owned()),
-            KEY => update.key = Some(take_text(&mut rest)?.to_owned()),
-            ACTION => update.action = Some(Action::from(take_text(&mut rest)?)),
-            TEXT => update.value = Some(Value::Text(take_text(&mut rest)?.to_owned())),
-            TOPIC => update.topic = Some(take_text(&mut rest)?.to_owned()),
+            TABLE => update.table = Some(take_text(&mut rest)?),
+            KEY => update.key = Some(take_text(&mut rest)?),
+            ACTION => {
+                let word = std::str::from_utf8(take_octets(&mut rest)?).ok()?;
+                update.action = Some(Action::from(word));
+            }
+            TEXT => update.value = Some(Value::Text(take_text(&mut rest)?)),
+            TOPIC => update.topic = Some(take_text(&mut rest)?),
             TIMESTAMP => {
                 let zigzag = take_varint(&mut rest)?;
                 let micros = (zigzag >> 1) as i64 ^ -((zigzag & 1) as i64);
@@ -217,11 +226,18 @@ fn usual_event(body: &[u8]) -> Option<(Update, Origin)> {
     Some((update, origin))
 }
 
-fn take_text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+fn take_text(rest: &mut &[u8]) -> Option<String> {
+    let octets = take_octets(rest)?;
+    let mut text = Vec::with_capacity(octets.len());
+    append(&mut text, octets);
+    String::from_utf8(text).ok()
+}
+
+fn take_octets<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let len = usize::try_from(take_varint(rest)?).ok()?;
     let (octets, after) = rest.split_at_checked(len)?;
     *rest = after;
-    std::str::from_utf8(octets).ok()
+    Some(octets)
 }
 
 fn event_from(body: &[u8], front: Option<Origin>) -> Result<Body, String> {

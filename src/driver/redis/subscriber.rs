@@ -1,6 +1,6 @@
 //! The subscriber over Redis: follows a channel for each topic.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -201,7 +201,7 @@ impl RedisSubscriber {
             refused: BTreeMap::new(),
             settled: None,
             owed: BTreeSet::new(),
-            told: Vec::new(),
+            told: VecDeque::new(),
         };
         let task = AbortOnDropHandle::new(tokio::spawn(receiving.run()));
         *self.phase() = Phase::Running { process: std::process::id(), task };
@@ -333,7 +333,7 @@ struct Receiving {
     /// Topics that were followed when the connection broke.
     owed: BTreeSet<String>,
     /// Events to be handed over.
-    told: Vec<SubscriberEvent>,
+    told: VecDeque<SubscriberEvent>,
 }
 
 /// Why a connection is not used any more.
@@ -489,7 +489,7 @@ impl Receiving {
         self.owed.retain(is_wanted);
         if !std::mem::take(&mut self.owed).is_empty() && self.tells_reconnections {
             let sync = Sync { missing: None, cause: SyncCause::Reconnected };
-            self.told.push(SubscriberEvent::Sync(sync));
+            self.told.push_back(SubscriberEvent::Sync(sync));
         }
     }
 
