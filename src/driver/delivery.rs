@@ -14,6 +14,7 @@ use futures::Stream;
 
 use super::sync::{Sync, SyncCause};
 use super::update::Update;
+use crate::governor::Account;
 
 /// What a subscriber is given.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,14 +25,25 @@ pub enum SubscriberEvent {
     Sync(Sync),
 }
 
+impl SubscriberEvent {
+    /// What it takes of memory, without what its allocations cost beside themselves.
+    fn octets(&self) -> usize {
+        let more = match self {
+            Self::Update(update) => update.octets(),
+            Self::Sync(sync) => sync.missing.as_ref().map_or(0, |missing| missing.topic.len()),
+        };
+        size_of::<Self>() + more
+    }
+}
+
 /// What is called for each event, in a thread of its own.
 pub type Callback = Box<dyn FnMut(SubscriberEvent) + Send>;
 
 /// The events of a subscriber, as a stream; it ends when the subscriber is closed and everything has
 /// been taken.
 ///
-/// While nobody takes from it the subscriber stops reading when 1024 events wait: the publishers
-/// then drop, and what they dropped is told by `sync` afterwards.
+/// While nobody takes from it the subscriber stops reading when 1024 events wait, or 8 MiB of them: the
+/// publishers then drop, and what they dropped is told by `sync` afterwards.
 pub struct Updates {
     queue: Arc<Queue>,
     taken: VecDeque<SubscriberEvent>,
@@ -162,11 +174,16 @@ fn block_on(updates: &mut Updates) -> Option<SubscriberEvent> {
 pub(crate) struct Queue {
     state: Mutex<State>,
     panics: AtomicU64,
+    /// Whose budget they are charged to.
+    account: Option<Arc<Account>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     events: VecDeque<SubscriberEvent>,
+    /// What they take of memory, and what those do that were taken over last.
+    octets: usize,
+    taken: usize,
     closed: bool,
     /// Nobody will take any more.
     abandoned: bool,
@@ -175,6 +192,10 @@ struct State {
 }
 
 impl Queue {
+    pub(crate) fn within(account: Option<Arc<Account>>) -> Arc<Self> {
+        Arc::new(Self { account, ..Self::default() })
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -184,12 +205,15 @@ impl Queue {
         if events.is_empty() {
             return;
         }
+        let octets: usize = events.iter().map(SubscriberEvent::octets).sum();
         let mut state = self.lock();
         if state.closed || state.abandoned {
             events.clear();
             return;
         }
         state.push_all(events);
+        state.octets += octets;
+        self.charge(0, octets);
         let taker = state.taker.take();
         drop(state);
         taker.into_iter().for_each(Waker::wake);
@@ -202,7 +226,8 @@ impl Queue {
     /// Resolves when there is room.
     pub(crate) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.lock();
-        if state.events.len() < CAPACITY || state.abandoned {
+        let has_room = state.events.len() < CAPACITY && state.octets < CAPACITY_OCTETS;
+        if has_room || state.abandoned {
             return Poll::Ready(());
         }
         state.giver = Some(cx.waker().clone());
@@ -228,21 +253,32 @@ impl Queue {
         self.lock().events.len()
     }
 
+    /// Hands all of them over to where none is left.
     fn swap(&self, taken: &mut VecDeque<SubscriberEvent>) {
-        let mut state = self.lock();
+        self.hand_over(self.lock(), taken);
+    }
+
+    fn hand_over(&self, mut state: MutexGuard<'_, State>, taken: &mut VecDeque<SubscriberEvent>) {
         std::mem::swap(&mut state.events, taken);
+        // those before them are the user's by now
+        let octets = std::mem::take(&mut state.octets);
+        let gone = std::mem::replace(&mut state.taken, octets);
         let giver = state.giver.take();
         drop(state);
+        self.charge(gone, 0);
         giver.into_iter().for_each(Waker::wake);
+    }
+
+    fn charge(&self, from: usize, to: usize) {
+        if let Some(account) = &self.account {
+            account.charge(from, to);
+        }
     }
 
     fn poll_take(&self, taken: &mut VecDeque<SubscriberEvent>, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.lock();
         if !state.events.is_empty() {
-            std::mem::swap(&mut state.events, taken);
-            let giver = state.giver.take();
-            drop(state);
-            giver.into_iter().for_each(Waker::wake);
+            self.hand_over(state, taken);
             return Poll::Ready(());
         }
         if state.closed {
@@ -256,8 +292,10 @@ impl Queue {
         let mut state = self.lock();
         state.abandoned = true;
         state.events.clear();
+        let gone = std::mem::take(&mut state.octets) + std::mem::take(&mut state.taken);
         let giver = state.giver.take();
         drop(state);
+        self.charge(gone, 0);
         giver.into_iter().for_each(Waker::wake);
     }
 }
@@ -281,8 +319,9 @@ impl State {
     }
 }
 
-/// Events that may wait.
+/// Events that may wait, and the memory that they may take; the last of them may go beyond it.
 const CAPACITY: usize = 1024;
+const CAPACITY_OCTETS: usize = 8 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -290,7 +329,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::driver::update::Action;
+    use crate::driver::update::{Action, Value};
+    use crate::governor::Budget;
 
     fn update(key: &str) -> SubscriberEvent {
         SubscriberEvent::Update(Update { timestamp: None, ..Update::new("t", key, Action::Set) })
@@ -324,6 +364,32 @@ mod tests {
         queue.push_all(&mut (0..CAPACITY).map(|key| update(&key.to_string())).collect());
         drop(updates);
         std::future::poll_fn(|cx| queue.poll_room(cx)).await;
+    }
+
+    #[tokio::test]
+    async fn few_large_events_leave_no_room_and_are_charged_until_they_are_taken() {
+        let budget = Budget::process(64 << 20);
+        let queue = Queue::within(Some(Account::new(&budget)));
+        let mut updates = Updates::new(queue.clone());
+        let value = serde_json::json!({"a": [1, 2, "b"], "c": "x".repeat(CAPACITY_OCTETS / 2)});
+        let large =
+            Update { value: Some(Value::Other(value)), ..Update::new("t", "k", Action::Set) };
+        let mut room = std::pin::pin!(std::future::poll_fn(|cx| queue.poll_room(cx)));
+        for _ in 0..2 {
+            assert!(futures::future::poll_immediate(&mut room).await.is_some());
+            queue.push_all(&mut [SubscriberEvent::Update(large.clone())].into());
+        }
+        assert!(futures::future::poll_immediate(&mut room).await.is_none());
+        let charged = CAPACITY_OCTETS..CAPACITY_OCTETS + 2000;
+        assert!(charged.contains(&budget.usage().used), "{:?}", budget.usage());
+        assert!(updates.recv().await.is_some() && updates.recv().await.is_some());
+        room.await;
+        assert!(charged.contains(&budget.usage().used), "of the last ones it is not known yet");
+        queue.push_all(&mut [update("1")].into());
+        assert!(updates.recv().await.is_some());
+        assert!(budget.usage().used < 1000, "{:?}", budget.usage());
+        drop(updates);
+        assert_eq!(budget.usage().used, 0);
     }
 
     #[tokio::test]

@@ -50,7 +50,7 @@ use self::codec::Position;
 use self::config::DriverOptions;
 use self::directory::Directory;
 use crate::endpoint::Endpoint;
-use crate::governor::Budget;
+use crate::governor::{Account, Budget};
 use crate::options::SocketOptions;
 
 /// A driver: one publisher and one subscriber of one kind. Upstream's `PubSubApi`.
@@ -269,7 +269,7 @@ impl DriverContext {
     }
 
     /// With the memory that the sockets of publishers, subscribers and the publisher service keep
-    /// within.
+    /// within, and the events that subscribers have not been asked for.
     #[must_use]
     pub fn with_budget(mut self, budget: &Budget) -> Self {
         self.budget = Some(budget.clone());
@@ -282,6 +282,11 @@ impl DriverContext {
             Some(budget) => SocketOptions::new().budget(budget),
             None => SocketOptions::new(),
         }
+    }
+
+    /// A queue for events of a subscriber.
+    pub(crate) fn queue(&self) -> Arc<delivery::Queue> {
+        delivery::Queue::within(self.budget.as_ref().map(Account::new))
     }
 
     /// With a name, unique on this host, by which the publisher's id stays the same over restarts: it

@@ -101,7 +101,7 @@ impl NbApi {
             as_stream(told),
         )
         .await;
-        let queue = Arc::new(Queue::default());
+        let queue = self.context.queue();
         let pump = Pump {
             received,
             queue: queue.clone(),

@@ -76,7 +76,7 @@ struct Running {
 }
 
 /// What the task and the methods share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared {
     pub(super) queue: Arc<Queue>,
     tracking: Mutex<Tracking>,
@@ -99,17 +99,8 @@ enum SocketHandle {
 impl SocketSubscriber {
     pub(crate) fn new(source: Source, context: Arc<DriverContext>) -> Self {
         let tracker = Tracker::new(context.options().exact_topics);
-        let shared = Shared {
-            tracking: Mutex::new(Tracking { tracker, ..Tracking::default() }),
-            ..Shared::default()
-        };
-        Self {
-            source,
-            context,
-            changing: AsyncMutex::new(()),
-            state: Mutex::default(),
-            shared: Arc::new(shared),
-        }
+        let shared = Arc::new(Shared::new(&context, tracker));
+        Self { source, context, changing: AsyncMutex::new(()), state: Mutex::default(), shared }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -401,6 +392,11 @@ impl Subscriber for SocketSubscriber {
 }
 
 impl Shared {
+    pub(super) fn new(context: &DriverContext, tracker: Tracker) -> Self {
+        let tracking = Mutex::new(Tracking { tracker, stats: SubscriberStats::default() });
+        Self { queue: context.queue(), tracking, told: Notify::new() }
+    }
+
     pub(super) fn tracking(&self) -> MutexGuard<'_, Tracking> {
         self.tracking.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -598,7 +594,7 @@ impl Receiving {
     fn take_batch(&mut self, first: Message) {
         let shared = self.shared.clone();
         let mut tracking = shared.tracking();
-        let (mut next, mut before) = (Some(first), None);
+        let (mut next, mut before, mut octets) = (Some(first), None, 0);
         for taken in 1.. {
             let Some(message) = next else { break };
             let by = self.socket.last_peer();
@@ -612,7 +608,9 @@ impl Receiving {
                 before = by.filter(|_| knows(&tracking));
             }
             self.take(&mut tracking, by, &message);
-            next = if taken < BATCH { self.socket.try_recv().ok() } else { None };
+            octets += message.size();
+            let goes_on = taken < BATCH && octets < BATCH_OCTETS;
+            next = if goes_on { self.socket.try_recv().ok() } else { None };
         }
         self.hand_over(tracking);
     }
@@ -695,5 +693,6 @@ const TICK: Duration = Duration::from_secs(1);
 /// The time between two lines about messages that cannot be read.
 const BETWEEN_COMPLAINTS: Duration = Duration::from_secs(1);
 
-/// Messages that are taken in one go.
+/// Messages that are taken in one go, and their octets; the last of them may go beyond that.
 const BATCH: usize = 256;
+pub(super) const BATCH_OCTETS: usize = 1 << 20;

@@ -73,6 +73,22 @@ impl Update {
         self
     }
 
+    /// The memory that its texts and its value take.
+    pub(super) fn octets(&self) -> usize {
+        let texts = [&self.table, &self.key, &self.topic];
+        let texts: usize = texts.into_iter().flatten().map(String::len).sum();
+        let action = match &self.action {
+            Some(Action::Other(word)) => word.len(),
+            _ => 0,
+        };
+        let value = match &self.value {
+            Some(Value::Text(text)) => text.len(),
+            Some(Value::Other(value)) => octets_of(value),
+            None => 0,
+        };
+        texts + action + value
+    }
+
     /// The topic it is sent on: `topic` if that is given and not empty, else the update's own, else
     /// [`SEND_ALL_TOPIC`].
     #[must_use]
@@ -154,6 +170,22 @@ impl Value {
             Self::Text(text) => Some(text),
             Self::Other(_) => None,
         }
+    }
+}
+
+/// The memory that a value takes beside itself.
+fn octets_of(value: &serde_json::Value) -> usize {
+    use serde_json::Value;
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(values) => {
+            values.iter().map(|value| size_of::<Value>() + octets_of(value)).sum()
+        }
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(name, value)| size_of::<(String, Value)>() + name.len() + octets_of(value))
+            .sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
     }
 }
 

@@ -19,9 +19,9 @@ use super::servers::{Backoff, STEADY, Server, Servers, Unreachable};
 use crate::driver::codec::{self, Body, CodecError, Position};
 use crate::driver::delivery::{Callback, Queue, SubscriberEvent, Updates};
 use crate::driver::error::DriverError;
-use crate::driver::subscriber::{Shared, Tracking, as_event};
+use crate::driver::subscriber::{BATCH_OCTETS, Shared, Tracking, as_event};
 use crate::driver::sync::{Sync, SyncCause};
-use crate::driver::tracker::Verdict;
+use crate::driver::tracker::{Tracker, Verdict};
 use crate::driver::{DriverContext, Subscriber, SubscriberStats};
 
 /// A subscriber over Redis.
@@ -92,6 +92,7 @@ impl Topics {
 
 impl RedisSubscriber {
     pub(super) fn new(servers: Servers, context: Arc<DriverContext>) -> Self {
+        let shared = Arc::new(Shared::new(&context, Tracker::default()));
         Self {
             context,
             servers,
@@ -99,7 +100,7 @@ impl RedisSubscriber {
             phase: Mutex::default(),
             addresses: Mutex::default(),
             topics: Arc::default(),
-            shared: Arc::default(),
+            shared,
         }
     }
 
@@ -430,9 +431,13 @@ impl Receiving {
                 () = &mut preferred => return End::Left,
                 heard = next(&queue, &mut channels) => Some(heard),
             };
+            let mut octets = 0;
             for _ in 0..BATCH {
                 match heard {
-                    Some(Ok(Heard::Message(message))) => self.take(at, &message),
+                    Some(Ok(Heard::Message(message))) => {
+                        octets += message.get_payload_bytes().len();
+                        self.take(at, &message);
+                    }
                     Some(Ok(Heard::Answers(answers))) => {
                         self.answered(at, answers);
                         self.reconcile(at, &mut channels);
@@ -443,7 +448,10 @@ impl Receiving {
                     }
                     None => break,
                 }
-                heard = poll_immediate(next(&queue, &mut channels)).await;
+                heard = match octets < BATCH_OCTETS {
+                    true => poll_immediate(next(&queue, &mut channels)).await,
+                    false => None,
+                };
             }
             self.hand_over();
         }
