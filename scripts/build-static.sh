@@ -56,18 +56,25 @@ build() {
     shift 3
     cargo build --profile "$profile" --locked --package dragonwire-cli --target "$target" "$@"
     cp "$folder/$target/$profile/dragonwire" "$file"
-    # neither a loader nor a library is asked for
-    if readelf --wide --program-headers --dynamic "$file" | grep -E 'INTERP|NEEDED'; then
-        echo "$file is not static"
-        return 1
-    fi
-    # of a file without a loader it fails, and says so
-    { ldd "$file" 2>&1 || true; } | sed "s|^[[:space:]]*|$file: |"
+    prove_static "$file"
     "$file" --version
     size=$(stat --format %s "$file")
     echo "$file: $size octets of $limit"
     [[ $size -le $limit ]]
 }
+
+# prove_static FILE: neither a loader nor a library is asked for, and two other tools agree
+prove_static() {
+    if readelf --wide --program-headers --dynamic "$1" | grep -E 'INTERP|NEEDED' \
+        || ! ldd_says "$1" | grep -iE 'statically linked|not a (valid )?dynamic' \
+        || ! file --brief "$1" | grep -E 'statically linked|static-pie linked'; then
+        echo "$1 is not static"
+        return 1
+    fi
+}
+
+# of a file without a loader it fails, and says so
+ldd_says() { ldd "$1" 2>&1 || true; }
 
 # The library's with its default features: those of Redis and etcd add no code of another kind.
 run_tests() {
