@@ -3,8 +3,9 @@
 # service alone. Proves that they are static, and fails if one is larger than it may be.
 #
 # Usage: scripts/build-static.sh [--test] [--from-packages]
-#   --test           also runs the library's tests, those with sockets among them, built for the same
-#                    target, and the demo and the publisher service from the two files
+#   --test           also runs the tests of the library and the command, those with sockets, Redis and
+#                    etcd among them, built for the same target, and the demo and the publisher service
+#                    from the two files
 #   --from-packages  uses the compiler of Debian's packages, as is done by itself where rustup cannot
 #                    fetch the target: see scripts/install-musl-std.sh
 set -euo pipefail
@@ -76,14 +77,17 @@ prove_static() {
 # of a file without a loader it fails, and says so
 ldd_says() { ldd "$1" 2>&1 || true; }
 
-# The library's with its default features: those of Redis and etcd add no code of another kind.
+# All but the simulation's, which has no kernel under it.
 run_tests() {
     export CARGO_PROFILE_DEV_DEBUG=0
+    local tests=(
+        --package dragonwire --package dragonwire-cli --features redis,etcd --locked
+        --target "$target" --lib --bins --tests
+    )
     if cargo nextest --version >/dev/null 2>&1; then
-        cargo nextest run --package dragonwire --locked --target "$target" --lib --tests
+        cargo nextest run "${tests[@]}"
     else
-        timeout --verbose 20m \
-            cargo test --package dragonwire --locked --target "$target" --lib --tests
+        timeout --verbose 20m cargo test "${tests[@]}"
     fi
 }
 
