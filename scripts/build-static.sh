@@ -3,8 +3,9 @@
 # service alone. Proves that they are static, and fails if one is larger than it may be.
 #
 # Usage: scripts/build-static.sh [--test] [--from-packages]
-#   --test           also runs the library's tests, those with sockets among them, built for the same
-#                    target, and the demo and the publisher service from the two files
+#   --test           also runs the tests of the library and the command, those with sockets, Redis and
+#                    etcd among them, built for the same target, and the demo and the publisher service
+#                    from the two files
 #   --from-packages  uses the compiler of Debian's packages, as is done by itself where rustup cannot
 #                    fetch the target: see scripts/install-musl-std.sh
 set -euo pipefail
@@ -56,27 +57,37 @@ build() {
     shift 3
     cargo build --profile "$profile" --locked --package dragonwire-cli --target "$target" "$@"
     cp "$folder/$target/$profile/dragonwire" "$file"
-    # neither a loader nor a library is asked for
-    if readelf --wide --program-headers --dynamic "$file" | grep -E 'INTERP|NEEDED'; then
-        echo "$file is not static"
-        return 1
-    fi
-    # of a file without a loader it fails, and says so
-    { ldd "$file" 2>&1 || true; } | sed "s|^[[:space:]]*|$file: |"
+    prove_static "$file"
     "$file" --version
     size=$(stat --format %s "$file")
     echo "$file: $size octets of $limit"
     [[ $size -le $limit ]]
 }
 
-# The library's with its default features: those of Redis and etcd add no code of another kind.
+# prove_static FILE: neither a loader nor a library is asked for, and two other tools agree
+prove_static() {
+    if readelf --wide --program-headers --dynamic "$1" | grep -E 'INTERP|NEEDED' \
+        || ! ldd_says "$1" | grep -iE 'statically linked|not a (valid )?dynamic' \
+        || ! file --brief "$1" | grep -E 'statically linked|static-pie linked'; then
+        echo "$1 is not static"
+        return 1
+    fi
+}
+
+# of a file without a loader it fails, and says so
+ldd_says() { ldd "$1" 2>&1 || true; }
+
+# All but the simulation's, which has no kernel under it.
 run_tests() {
     export CARGO_PROFILE_DEV_DEBUG=0
+    local tests=(
+        --package dragonwire --package dragonwire-cli --features redis,etcd --locked
+        --target "$target" --lib --bins --tests
+    )
     if cargo nextest --version >/dev/null 2>&1; then
-        cargo nextest run --package dragonwire --locked --target "$target" --lib --tests
+        cargo nextest run "${tests[@]}"
     else
-        timeout --verbose 20m \
-            cargo test --package dragonwire --locked --target "$target" --lib --tests
+        timeout --verbose 20m cargo test "${tests[@]}"
     fi
 }
 

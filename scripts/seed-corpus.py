@@ -10,6 +10,7 @@ A file's name is the SHA-1 of its content, as libFuzzer names what it finds itse
 target reads is in docs/fuzzing.md.
 """
 
+import base64
 import hashlib
 import json
 import pathlib
@@ -60,7 +61,31 @@ REQUESTS = [
 ROWS = [
     "{}", '{"id": null, "uri": null, "role": null}', "[]", '["i"]', '{"last_activity_timestamp": 1e400}',
     '{"id": "1", "uri": "tcp://192.168.0.5:8866", "last_activity_timestamp": 1466584371.25}',
+    '{"epoch": 3, "topics": [["D", 9], ["\\u00fc", 18446744073709551615]], "timestamp": 1466584371.25}',
     '{"role": "df-local-controller", "name": "\\u00fc"}', '{"role": 7}', ' {"role": "other", "x": [{}]}',
+]
+
+# what etcd 3.4 answered through its gateway when such rows were written, listed, watched and compacted, in
+# the order of the requests; how later releases put errors; what else may listen at that port
+ETCD_HEADER = '"header":{"cluster_id":"324952591200643719","member_id":"3319814642761637952"'
+ETCD_ERRORS = [
+    '{"error":"etcdserver: key is not provided","message":"etcdserver: key is not provided","code":3}',
+    '{"error":"etcdserver: request is too large","message":"etcdserver: request is too large","code":3}',
+    '{"code":5, "message":"Not Found", "details":[]}', "Not Found\n",
+    '{"error":{"grpc_code":14,"http_code":503,"message":"etcdserver: no leader","http_status":"Service '
+    'Unavailable"}}', '{"error":{"code":1,"message":"context canceled","details":[]}}',
+    "<html><body>502 Bad Gateway</body></html>", '{"message":"' + "etcdserver: " * 200 + '"}',
+]
+
+# notes on a channel of the directory in Redis, each a line
+REDIS_NOTES = [
+    [{"db": 0, "key": "1", "value": "{}"}, {"db": 0, "key": "1", "value": None},
+     {"db": 0, "key": "1", "value": None}],
+    [{"db": 0, "mark": "0b7c1c2e-3c1e-4b4e-9d6a-5a0c8a1d2f3b"}, {"db": 1, "key": "1", "value": "{}"},
+     {"db": 0, "key": "\u00fc", "value": '{"id": "1", "uri": "tcp://192.0.2.7:8866"}'},
+     {"db": 0, "key": "\u00fc"}],
+    [{"db": "0", "key": "1", "value": ""}, {"key": "1", "value": ""}, {"db": 0}, [0, "1", ""], "del", 0,
+     {"db": 0, "key": "1", "value": 5, "mark": "m"}],
 ]
 
 
@@ -79,6 +104,8 @@ def main():
         for deeds in TAMPERING
     )
     seeds["directory"] = named([*map(str.encode, ROWS), *requests(), *answers()])
+    notes = ("\n".join(map(json.dumps, note)).encode() for note in REDIS_NOTES)
+    seeds["directory_answers"] = named([*etcd_answers(), *notes])
     seeds["event_body"] = named(bodies())
     options = sorted((ROOT / "tests" / "config").iterdir())
     seeds["option_file"] = named(path.read_bytes() for path in options if path.is_file())
@@ -89,7 +116,7 @@ def main():
         folder.mkdir(parents=True, exist_ok=True)
         for name, octets in contents.items():
             (folder / name).write_bytes(octets)
-        print(f"{target:14} {len(contents):4} seeds, {len(list(folder.iterdir())):4} files")
+        print(f"{target:17} {len(contents):4} seeds, {len(list(folder.iterdir())):4} files")
     return 0
 
 
@@ -247,6 +274,48 @@ def answers():
     epoch = bytes([1 << 3 | 1]) + bytes(8)
     yield epoch + protobuf(2, b"t") + b"\x18\x01\x20\x02" + protobuf(5, b"k") + protobuf(6, b"v")
     yield epoch + protobuf(2, protobuf(1, b"t") + b"\x10\x05")
+
+
+def etcd_answers():
+    """As the gateway writes them: what is empty is left out, and so are blanks."""
+    prefix = b"/dragonwire/publisher/"
+    text = '{"id":"1","uri":"tcp://192.0.2.7:8866","role":"df-local-controller"}'.encode()
+
+    def header(revision):
+        return ETCD_HEADER + (f',"revision":"{revision}"' if revision else "") + ',"raft_term":"2"}'
+
+    def row(key, value, created, changed):
+        version = changed - created + 1 if created else 0
+        numbers = [("create_revision", created), ("mod_revision", changed), ("version", version)]
+        fields = {"key": base64.b64encode(prefix + key).decode()}
+        fields.update((name, str(number)) for name, number in numbers if number)
+        if value:
+            fields["value"] = base64.b64encode(value).decode()
+        return json.dumps(fields, separators=(",", ":"))
+
+    before, first = row(b"1", text, 2, 2), row(b"1", text, 2, 3)
+    empty, binary = row(b"3", b"", 5, 5), row(b"\xff", b"\xff", 6, 6)
+    deleted, gone = row(b"2", b"", 0, 7), row(b"2", b"{}", 4, 4)
+    for fields in (
+        "", f',"kvs":[{first}],"count":"1"', f',"kvs":[{first},{empty},{binary}],"count":"3"', ',"count":"4"',
+        ',"deleted":"1"',
+    ):
+        yield ("{" + header(6) + fields + "}").encode()
+    results = [
+        header(1) + ',"created":true',
+        header(2) + f',"events":[{{"kv":{before}}}]',
+        header(3) + f',"events":[{{"kv":{first},"prev_kv":{before}}}]',
+        header(6) + f',"events":[{{"kv":{empty}}},{{"kv":{binary}}}]',
+        header(7) + f',"events":[{{"type":"DELETE","kv":{deleted},"prev_kv":{gone}}}]',
+        header(0) + ',"canceled":true,"compact_revision":"5"',
+        header(0) + ',"created":true,"canceled":true,"cancel_reason":"etcdserver: permission denied"',
+    ]
+    lines = [f'{{"result":{{{result}}}}}\n'.encode() for result in results]
+    # one by one, and as they follow each other in a stream
+    yield from lines
+    yield b"".join(lines[:4])
+    yield b"".join(lines[:1] + lines[4:6])
+    yield from map(str.encode, ETCD_ERRORS)
 
 
 def protobuf(field, octets):

@@ -35,6 +35,8 @@ set_up() {
     package cc gcc
     package python3 python3
     package etcd etcd-server
+    # scripts/build-static.sh asks it
+    package file file
     # interop/ builds libzmq for its tests
     package g++ g++
     package valgrind valgrind

@@ -1243,6 +1243,7 @@ mod tests {
         let (here, there) = connect(&network).await;
         let (mut reads, writer) = here.split();
         write(&writer, b"abc").await.unwrap();
+        // in simulated time: the octets are there, and nobody has read them
         tokio::time::sleep(Duration::from_millis(10)).await;
         drop(there);
         let error = reads.read(&mut [0; 1]).await.unwrap_err();
@@ -1276,6 +1277,7 @@ mod tests {
             let dial = network.connect(Some(SocketAddr::new(A, 0)), listener.address());
             drop(timeout(Duration::from_millis(polls), dial).await);
         }
+        // in simulated time: all that was on its way has come, and then the listener's end
         tokio::time::sleep(Duration::from_secs(1)).await;
         drop(listener);
         tokio::time::sleep(Duration::from_secs(1)).await;

@@ -4,6 +4,8 @@ use uuid::Uuid;
 
 use crate::driver::codec::{Body, Codec, CodecError, Origin, decode, peek_origin};
 use crate::driver::config::{Config, ConfigError, Place};
+#[cfg(all(feature = "etcd", feature = "redis"))]
+use crate::driver::directory::fuzzing::stores;
 use crate::driver::directory::fuzzing::{answers, requests, row};
 use crate::driver::{ROLE_DF_LOCAL_CONTROLLER, ROLE_NEUTRON_SERVER};
 
@@ -57,6 +59,13 @@ pub fn directory(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         row(text);
     }
+}
+
+/// What etcd and Redis answer of a directory that they keep: a reply of etcd's gateway, the messages of a
+/// watch, and notes of a channel of Redis, each a line.
+#[cfg(all(feature = "etcd", feature = "redis"))]
+pub fn directory_answers(data: &[u8]) {
+    stores(data, data.len() <= 1024 && super::chosen(data, 64));
 }
 
 /// The text of an option file, as INI and as TOML: an error names a line of it, and read twice it

@@ -32,6 +32,8 @@ use crate::subscription::{SubscriptionSet, Subscriptions};
 #[cfg(test)]
 pub(crate) use self::connection::{Connection, Phase};
 pub use self::differential::differential;
+#[cfg(all(feature = "etcd", feature = "redis"))]
+pub use self::driver::directory_answers;
 #[cfg(feature = "driver")]
 pub use self::driver::{directory, event_body, option_file};
 pub use self::handshake::handshake;
@@ -359,6 +361,8 @@ mod tests {
         event_body,
         #[cfg(feature = "driver")]
         directory,
+        #[cfg(all(feature = "etcd", feature = "redis"))]
+        directory_answers,
         #[cfg(feature = "driver")]
         option_file
     );

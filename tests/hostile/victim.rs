@@ -113,7 +113,7 @@ impl Victim {
         writeln!(self.orders, "{order}").expect("the victim is alive");
     }
 
-    /// A counter of its budget or its socket, as it is now.
+    /// The counters of its budget and its socket, as they are now.
     pub(crate) async fn figures(&mut self) -> Figures {
         let asked = self.said.lock().unwrap().lines.len();
         self.tell("figures");
@@ -127,13 +127,9 @@ impl Victim {
         .await
     }
 
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// The most memory that it has had, in octets.
     pub(crate) fn peak(&self) -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
     }
@@ -173,6 +169,15 @@ impl Ear {
     /// All that it has said so far of peers.
     pub(crate) fn told(&self) -> Vec<Told> {
         self.said.lock().unwrap().lines.iter().filter_map(|line| Told::parse(line)).collect()
+    }
+
+    /// Waits until it has said one of these of the peer at that address.
+    pub(crate) async fn tells_of(&self, address: SocketAddr, whats: &[&str]) {
+        self.hears(&format!("{whats:?} of {address}"), |line| {
+            let told = Told::parse(line)?;
+            (told.address == address && whats.contains(&&*told.what)).then_some(())
+        })
+        .await;
     }
 
     /// How the connection to the peer at that address ended: whether before READY, and why.

@@ -146,6 +146,7 @@ async fn publisher(mut world: World) {
     world.storm(&cables, lasting).await;
     closing.await.unwrap();
     settled("publisher", &publisher.stats());
+    // what it flushed arrives, however long the cables were cut
     sleep(Duration::from_secs(60)).await;
     let mut received = 0;
     for (handle, receiving) in subscribers {

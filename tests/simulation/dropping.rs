@@ -9,7 +9,7 @@ use dragonwire::{
     Endpoint, Message, PubSocket, PullSocket, PushSocket, SubSocket, XPubSocket, XSubSocket,
 };
 use futures::{SinkExt, StreamExt};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::books::{balance, settled};
 use crate::patience::{pause, polled};
@@ -29,6 +29,8 @@ pub(crate) async fn scenario(mut world: World) {
     let mut rng = world.fork();
     let cables = [(host(1), host(2)), (host(1), host(3)), (host(2), host(3))];
     let network = world.network.clone();
+    // one that is added again and again, and removed in the middle of it
+    let always = any_way(&mut rng);
 
     /// Polls it, drops it, tells whether it was done; the counters of the socket hold all the while.
     macro_rules! dropped {
@@ -131,8 +133,8 @@ pub(crate) async fn scenario(mut world: World) {
             10 => receiving!(xpub),
             11 => match rng.below(6) {
                 0 => drop(dropped!(subscriber, subscriber.ready())),
-                1 => drop(dropped!(subscriber, subscriber.add(any_way(&mut Rng::new(1))))),
-                2 => drop(dropped!(subscriber, subscriber.remove(any_way(&mut Rng::new(1))))),
+                1 => drop(dropped!(subscriber, subscriber.add(&always))),
+                2 => drop(dropped!(subscriber, subscriber.remove(&always))),
                 3 => {
                     let all = [any_way(&mut rng), any_way(&mut rng)];
                     drop(dropped!(subscriber, subscriber.replace_all(all)));
@@ -191,7 +193,6 @@ pub(crate) async fn scenario(mut world: World) {
         })*};
     }
     close!(push pull publisher subscriber xpub xsub);
-    sleep(Duration::from_secs(1)).await;
 }
 
 fn some_messages() -> impl futures::Stream<Item = Result<Message, dragonwire::SendError>> + Unpin {

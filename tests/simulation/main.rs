@@ -2,6 +2,9 @@
 //! other cables that are cut and healed, other moments at which futures are dropped, and the same for ever
 //! after. What must hold is in docs/simulation.md.
 //!
+//! To sleep costs nothing here. Where a scenario sleeps for seconds it waits until nothing is on its way any
+//! more: what must *not* come, or what is lost, can be told by nothing else.
+//!
 //! `SIM_SEED=17` runs that seed alone, `SIM_SEEDS=0..5000` runs more than usual. A seed that found
 //! something is kept in the list of its test, with a word on what that was; it runs first.
 
@@ -11,7 +14,6 @@ mod books;
 mod closing;
 mod dropping;
 mod following;
-
 mod patience;
 mod pipeline;
 mod publishing;

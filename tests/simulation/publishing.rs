@@ -77,6 +77,7 @@ pub(crate) async fn scenario(mut world: World) {
         settled("publisher", &stats);
         sent += stats.outgoing.sent;
     }
+    // what they flushed arrives
     sleep(Duration::from_secs(10)).await;
     let mut received = 0;
     for subscriber in subscribers.drain(..) {
@@ -188,12 +189,14 @@ async fn all_in_force(
 
 /// What is published now comes to those who are subscribed, once, and to nobody else.
 async fn exactly_those(publishers: &[Publisher], subscribers: &[Subscriber]) {
+    // a cancelled subscription too is in force everywhere
     sleep(Duration::from_secs(6)).await;
     for publisher in publishers {
         let from = publisher.next();
         for topic in TOPICS {
             publisher.publish(topic, 50).await;
         }
+        // it comes, or would have
         sleep(Duration::from_secs(6)).await;
         for subscriber in subscribers {
             for (topic, number) in TOPICS.iter().zip(from..) {

@@ -55,7 +55,8 @@ fn number_from(variable: &str) -> Option<u64> {
 
 /// All processes, and what they have said.
 struct Company<'a> {
-    key: u64,
+    /// Decides all that happens, and is in every message.
+    seed: u64,
     started: Instant,
     plan: &'a Plan,
     network: &'a mut Network,
@@ -84,11 +85,11 @@ struct Said {
 }
 
 impl<'a> Company<'a> {
-    fn start(key: u64, plan: &'a Plan, network: &'a mut Network) -> Self {
+    fn start(seed: u64, plan: &'a Plan, network: &'a mut Network) -> Self {
         let (sayer, said) = channel();
         let members = PLAYERS.iter().map(|_| Member::default()).collect();
         let mut company =
-            Self { key, started: Instant::now(), plan, network, members, said, sayer };
+            Self { seed, started: Instant::now(), plan, network, members, said, sayer };
         for player in 0..PLAYERS.len() {
             company.spawn(player);
         }
@@ -100,13 +101,13 @@ impl<'a> Company<'a> {
 
     /// Begins the next life of a process.
     fn spawn(&mut self, player: usize) {
-        let Self { key, plan, network, members, sayer, .. } = self;
+        let Self { seed, plan, network, members, sayer, .. } = self;
         let (member, who) = (&mut members[player], PLAYERS[player]);
         let life = member.lives.len();
         let receiver = !who.sends();
         let mut command = network.command(receiver && !who.calm, env!("CARGO_BIN_EXE_chaos_peer"));
         command.args([&format!("{:?}", who.maker).to_lowercase(), who.kind]);
-        command.args([key.to_string(), player.to_string(), (life + 1).to_string()]);
+        command.args([seed.to_string(), player.to_string(), (life + 1).to_string()]);
         if who.calm {
             command.arg("--calm");
         }
@@ -236,7 +237,7 @@ impl<'a> Company<'a> {
 
     fn kill(&mut self, player: usize) {
         let member = &mut self.members[player];
-        let life = member.current();
+        let life = member.life_mut();
         life.killed = true;
         life.ended = Some(self.started.elapsed());
         let mut child = member.child.take().expect("it runs");
@@ -263,7 +264,7 @@ impl<'a> Company<'a> {
         while !condition(self) {
             if Instant::now() > end {
                 self.print();
-                panic!("seed {}: not within {DEADLINE:?}: {what}", self.key);
+                panic!("seed {}: not within {DEADLINE:?}: {what}", self.seed);
             }
             self.listen(Instant::now() + GLANCE);
         }
@@ -281,7 +282,7 @@ impl<'a> Company<'a> {
     }
 
     fn hear(&mut self, Said { player, life, line }: Said) {
-        let (member, who, seed) = (&mut self.members[player], PLAYERS[player], self.key);
+        let (member, who, seed) = (&mut self.members[player], PLAYERS[player], self.seed);
         let account = &mut member.lives[life];
         let Some(line) = line else {
             member.open -= 1;
@@ -347,7 +348,7 @@ impl Member {
         self.lives.last().expect("it was started")
     }
 
-    fn current(&mut self) -> &mut Life {
+    fn life_mut(&mut self) -> &mut Life {
         self.lives.last_mut().expect("it was started")
     }
 }

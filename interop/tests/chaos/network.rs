@@ -98,7 +98,7 @@ impl Network {
         }
     }
 
-    /// Says what has been done to packets.
+    /// Says what has been done to packets: something, or the run has proved nothing.
     pub(crate) fn print(&self) {
         if let Self::Namespaces(namespaces) = self {
             let packets = |target| namespaces.packets.get(target).copied().unwrap_or_default();

@@ -104,7 +104,7 @@ fn carry(state: &Weak<State>, era: u64, mut from: &TcpStream, mut to: &TcpStream
         let count = match from.read(&mut block) {
             Ok(0) => return Some(()),
             Ok(count) => count,
-            Err(error) if is_time(error.kind()) => continue,
+            Err(error) if is_temporary(error.kind()) => continue,
             Err(_) => return None,
         };
         if is_open()?.slow.load(Ordering::Relaxed) {
@@ -118,14 +118,14 @@ fn carry(state: &Weak<State>, era: u64, mut from: &TcpStream, mut to: &TcpStream
             }
             match to.write(rest) {
                 Ok(written) => rest = &rest[written..],
-                Err(error) if is_time(error.kind()) => {}
+                Err(error) if is_temporary(error.kind()) => {}
                 Err(_) => return None,
             }
         }
     }
 }
 
-fn is_time(kind: ErrorKind) -> bool {
+fn is_temporary(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 

@@ -27,6 +27,8 @@ use self::gateway::{Fault, Lines, Listing, MAX_REPLY};
 use super::{Change, Directory, DirectoryError, Rows};
 use crate::endpoint::{Address, Endpoint, Host};
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
 mod gateway;
 
 /// A directory in etcd v3: a row is the value of the key `/dragonwire/TABLE/KEY`.

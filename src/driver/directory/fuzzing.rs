@@ -1,15 +1,21 @@
-//! What the fuzz target `directory` does with what comes from outside: requests, answers and rows.
+//! What the fuzz targets `directory` and `directory_answers` do with what comes from outside: requests,
+//! answers and rows, and what etcd and Redis say.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::time::SystemTime;
 
 use prost::Message as Wire;
+use serde_json::json;
+use uuid::Uuid;
 
 use super::follow::{News, Place, Step, step};
 use super::protocol::wire::{self, request::Action};
 use super::server::parse;
 use super::table::{Changed, Limits, Tables};
 use super::{Change, PublisherRow, Rows};
+use crate::driver::codec::Position;
+use crate::driver::registration::{age_of_end, read_ends};
 use crate::framing::split_frame;
 use crate::message::Message;
 
@@ -26,12 +32,34 @@ pub(crate) fn answers(data: &[u8]) {
     comes_back::<wire::Snapshot>(data);
 }
 
-/// A row of the table of publishers, which anybody may write.
+/// A row of the table of publishers or of their ends, which anybody may write.
 pub(crate) fn row(text: &str) {
+    let publisher = Uuid::nil().to_string();
+    let ends = read_ends(&publisher, text);
+    if let Some(Position { epoch, .. }) = ends.first() {
+        let topic = |end: &Position| String::from_utf8(end.topic.to_vec()).expect("it was text");
+        let topics: Vec<_> = ends.iter().map(|end| (topic(end), end.last)).collect();
+        let written = json!({ "epoch": epoch, "topics": topics, "timestamp": 0 }).to_string();
+        assert_eq!(read_ends(&publisher, &written), ends, "{written}");
+        assert!(age_of_end(&written, SystemTime::UNIX_EPOCH).is_some_and(|age| age.is_zero()));
+    }
+    let _ = age_of_end(text, SystemTime::now());
     if let Ok(row) = PublisherRow::from_json("key", text) {
         let written = row.to_json();
         assert_eq!(PublisherRow::from_json("other", &written), Ok(row), "{written}");
     }
+}
+
+/// What etcd and Redis say of tables that they keep. `cuts`: also in two pieces, cut at every place.
+#[cfg(all(feature = "etcd", feature = "redis"))]
+pub(crate) fn stores(data: &[u8], cuts: bool) {
+    use super::{etcd, redis};
+
+    etcd::fuzzing::replies(data);
+    if cuts {
+        etcd::fuzzing::cuts(data);
+    }
+    redis::fuzzing::notes(data);
 }
 
 /// Frames with requests: the tables are those of plain maps, and somebody who follows them sees the same.

@@ -21,6 +21,9 @@ use crate::driver::redis::{
     Unreachable,
 };
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
+
 /// A directory in a Redis server, stand-alone or behind Sentinels; the nodes of a cluster refuse
 /// tables that are not theirs.
 ///
@@ -260,10 +263,17 @@ struct Watching {
 /// The table as it comes.
 struct Live {
     channels: Channels,
-    db: i64,
+    heard: Notes,
     begun: Instant,
     /// Resolves when there is a better server.
     preferred: BoxFuture<'static, ()>,
+}
+
+/// What a channel tells of a table, in one of the server's databases.
+#[derive(Debug)]
+struct Notes {
+    db: i64,
+    /// The rows that there are.
     keys: BTreeSet<String>,
 }
 
@@ -295,7 +305,7 @@ impl Watching {
             };
             match heard {
                 Ok(Heard::Message(message)) => {
-                    if let Some(change) = live.change(message.get_payload_bytes()) {
+                    if let Some(change) = live.heard.change(message.get_payload_bytes()) {
                         return change;
                     }
                 }
@@ -350,16 +360,16 @@ impl Watching {
         let rows = rows(&self.table, fields);
         let live = Live {
             channels,
-            db,
+            heard: Notes { db, keys: rows.keys().cloned().collect() },
             begun: Instant::now(),
             preferred: self.servers.clone().preferred(server).boxed(),
-            keys: rows.keys().cloned().collect(),
         };
         Ok((live, rows))
     }
 }
 
-impl Live {
+impl Notes {
+    /// The change that a note tells, if it is one of this table.
     fn change(&mut self, note: &[u8]) -> Option<Change> {
         match serde_json::from_slice(note) {
             Ok(Note { db, .. }) if db != self.db => None,

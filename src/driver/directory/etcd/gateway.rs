@@ -116,8 +116,10 @@ pub(super) fn deleted(body: &[u8]) -> Result<bool, Fault> {
 pub(super) fn failure(status: u16, body: &[u8]) -> Fault {
     match serde_json::from_slice::<ErrorReply>(body) {
         // 408: it took too long, or was cancelled
-        Ok(error) if (400..500).contains(&status) && status != 408 => Fault::Refused(error.message),
-        Ok(error) => Fault::Away(error.message),
+        Ok(error) if (400..500).contains(&status) && status != 408 => {
+            Fault::Refused(excerpt(&error.message))
+        }
+        Ok(error) => Fault::Away(excerpt(&error.message)),
         Err(_) => Fault::Away(format!("it answered with HTTP status {status} and {}", start(body))),
     }
 }
@@ -128,7 +130,7 @@ pub(super) fn failure(status: u16, body: &[u8]) -> Fault {
 pub(super) fn changes(table: &str, message: &[u8]) -> Result<Vec<Change>, Fault> {
     let watched = match read(message)? {
         StreamMessage::Result(watched) => watched,
-        StreamMessage::Error(error) => return Err(Fault::Away(error.message)),
+        StreamMessage::Error(error) => return Err(Fault::Away(excerpt(&error.message))),
     };
     if watched.compact_revision > 0 {
         return Err(Fault::Away(format!(
@@ -137,7 +139,8 @@ pub(super) fn changes(table: &str, message: &[u8]) -> Result<Vec<Change>, Fault>
         )));
     }
     if watched.canceled {
-        return Err(Fault::Away(format!("the watch was cancelled: {}", watched.cancel_reason)));
+        let reason = excerpt(&watched.cancel_reason);
+        return Err(Fault::Away(format!("the watch was cancelled: {reason}")));
     }
     let changes = watched.events.iter().map(|event| event.change(table));
     changes.filter_map(Result::transpose).collect()
@@ -294,7 +297,7 @@ fn prefix(table: &str) -> String {
     format!("/dragonwire/{}/", table.replace('%', "%25").replace('/', "%2F"))
 }
 
-fn row_key(table: &str, key: &str) -> String {
+pub(super) fn row_key(table: &str, key: &str) -> String {
     STANDARD.encode(prefix(table) + key)
 }
 
@@ -307,17 +310,25 @@ fn table_range(table: &str) -> (String, String) {
 }
 
 fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Fault> {
-    serde_json::from_slice(body)
-        .map_err(|error| Fault::Away(format!("it answered {}: {error}", start(body))))
+    serde_json::from_slice(body).map_err(|error| {
+        let error = excerpt(&error.to_string());
+        Fault::Away(format!("it answered {}: {error}", start(body)))
+    })
 }
 
 fn decode(text: &str) -> Result<Vec<u8>, Fault> {
-    STANDARD.decode(text).map_err(|error| Fault::Away(format!("it answered {text:.40?}: {error}")))
+    let wrong = |error| Fault::Away(format!("it answered {}: {error}", start(text.as_bytes())));
+    STANDARD.decode(text).map_err(wrong)
 }
 
 /// A 64-bit number, which JSON has in quotes.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+}
+
+/// The first of what it says, or of what is wrong with that, which repeats it.
+fn excerpt(text: &str) -> String {
+    text.chars().take(200).collect()
 }
 
 /// The first of what came, for a log.
@@ -483,6 +494,22 @@ mod tests {
         }
         let long = [b'x'; 1000];
         assert!(matches!(failure(500, &long), Fault::Away(reason) if reason.len() < 300));
+        let long = "x".repeat(1000);
+        let reason = |result: Result<Vec<Change>, Fault>| match result {
+            Err(Fault::Away(reason)) => reason,
+            other => panic!("{other:?}"),
+        };
+        for wrong in [
+            format!(r#"{{"error":{{"message":"{long}"}}}}"#),
+            format!(r#"{{"{long}":{{}}}}"#),
+            watched(&format!(r#","canceled":true,"cancel_reason":"{long}""#)),
+            watched(&format!(r#","events":[{{"kv":{{"key":"!{long}"}}}}]"#)),
+        ] {
+            let reason = reason(changes("t", wrong.as_bytes()));
+            assert!(reason.len() < 500, "{reason}");
+        }
+        let refused = format!(r#"{{"message":"{long}"}}"#);
+        assert_eq!(failure(400, refused.as_bytes()), Fault::Refused("x".repeat(200)));
         let other = format!(r#"{{{HEADER},"kvs":[{}]}}"#, kv("k", "1"));
         assert!(is_away(&listing("t2", other.as_bytes())));
         for events in [r#"[{}]"#, r#"[{"kv":{}}]"#, r#"[{"kv":{"key":"/"}}]"#, r#""x""#] {
