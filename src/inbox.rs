@@ -82,6 +82,11 @@ impl Chunk {
         frame.split_first().map_or((false, &[]), |(first, topic)| (*first == 1, topic))
     }
 
+    /// What it costs in an inbox.
+    pub(crate) const fn cost(&self) -> usize {
+        CHUNK + self.bytes.len()
+    }
+
     /// Octets of the chunk, such as those of a [`Front`].
     #[inline]
     pub(crate) fn octets(&self, range: Range<usize>) -> &[u8] {
@@ -189,6 +194,12 @@ pub(crate) enum Kind {
     Due { node: u32, on: bool, cost: usize },
 }
 
+impl Kind {
+    pub(crate) const fn is_notice(self) -> bool {
+        matches!(self, Self::Opening | Self::Closing | Self::Repeat)
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     chunk: Chunk,
@@ -290,6 +301,12 @@ impl Inbox {
                 self.due -= cost;
             }
         }
+    }
+
+    /// What the notices in it cost.
+    pub(crate) fn notices_cost(&self) -> usize {
+        let notices = self.chunks.iter().filter(|entry| entry.kind.is_notice());
+        notices.map(|entry| entry.chunk.cost()).sum()
     }
 
     /// Takes out every notice, and what is due.

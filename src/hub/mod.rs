@@ -101,6 +101,10 @@ struct State {
     /// must hear everything in the order it happened (XPUB), once for each chunk.
     ring: VecDeque<u32>,
     in_order: bool,
+    /// XPUB: what the notices cost that peers have left behind, and whether some were taken back
+    /// since the application last had everything.
+    left: usize,
+    behind: bool,
     /// Messages that were to be sent, to whomever.
     sends: u64,
     /// Scratch space: the peers that the message at hand matches.

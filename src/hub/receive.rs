@@ -238,6 +238,7 @@ impl Hub {
             state.unpause(index, after);
             state.retire(index);
         }
+        state.behind = false;
         Err(RecvError::Empty)
     }
 
@@ -245,9 +246,12 @@ impl Hub {
     /// it is. `false`: that is nothing; it is dropped.
     fn tell(&self, state: &mut State, index: u32, after: &mut After) -> bool {
         let shared = self.tells_of_topics();
-        let State { peers, subscriptions, .. } = state;
+        let State { peers, subscriptions, left, behind, .. } = state;
         let Some(peer) = at_mut(peers, index) else { return false };
         let Some((kind, chunk)) = peer.inbox.next() else { return false };
+        if peer.gone.is_some() && kind.is_notice() {
+            *left = left.saturating_sub(chunk.cost());
+        }
         let (told, due) = match kind {
             Kind::Due { node, on, .. } => {
                 let (topic, due) = subscriptions.pay(node, on);
@@ -260,13 +264,13 @@ impl Hub {
                 }
                 (topic.is_some(), due)
             }
-            Kind::Opening | Kind::Closing | Kind::Repeat if shared => {
+            _ if shared && kind.is_notice() => {
                 let (on, topic) = chunk.subscription();
                 // it knows if what came before was taken back, or told when that was
                 let told = (on || kind == Kind::Closing) && subscriptions.tell(topic, on)
                     || kind == Kind::Repeat
                     || on && self.options.xpub_verbose != XPubVerbose::Unique;
-                let due = subscriptions.owed(topic);
+                let due = if *behind { subscriptions.owed(topic) } else { None };
                 if !told {
                     peer.inbox.skip();
                     peer.inc.dropped.add(DropReason::PeerGone, 1);
