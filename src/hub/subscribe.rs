@@ -483,12 +483,15 @@ mod tests {
         ]
     }
 
+    /// A peer by index and generation.
+    type Name = Option<(u32, u32)>;
+
     /// A hub with subscribers that come and go, and what its application believes of them.
     struct World {
         hub: Arc<Hub>,
         peers: Vec<(PeerId, BTreeSet<&'static str>)>,
         /// By peer only where the application is told who has a topic.
-        believed: BTreeSet<(Option<(u32, u32)>, Vec<u8>)>,
+        believed: BTreeSet<(Name, Vec<u8>)>,
         /// What it is told unless it is behind.
         expected: VecDeque<Vec<u8>>,
         behind: bool,
@@ -596,7 +599,7 @@ mod tests {
             true
         }
 
-        fn name(&self, id: PeerId) -> Option<(u32, u32)> {
+        fn name(&self, id: PeerId) -> Name {
             (!self.hub.tells_of_topics()).then_some((id.index, id.generation))
         }
 
