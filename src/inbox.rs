@@ -27,11 +27,12 @@ pub(crate) struct Front {
 }
 
 impl Chunk {
-    /// A chunk of one message of one frame.
-    pub(crate) fn single(frame: &[u8]) -> Self {
-        let mut out = Vec::with_capacity(frame.len() + 9);
-        crate::framing::put_header(&mut out, frame.len(), false);
-        out.extend_from_slice(frame);
+    /// A message that tells of a subscription or cancellation.
+    pub(crate) fn notice(on: bool, topic: &[u8]) -> Self {
+        let mut out = Vec::with_capacity(topic.len() + 10);
+        crate::framing::put_header(&mut out, topic.len() + 1, false);
+        out.push(on.into());
+        out.extend_from_slice(topic);
         Self { bytes: out.into(), messages: 1, framing: Framing::New }
     }
 
@@ -73,6 +74,17 @@ impl Chunk {
             }
             rest = frame.rest;
         }
+    }
+
+    /// Whether a notice is of a subscription, and its topic.
+    pub(crate) fn subscription(&self) -> (bool, &[u8]) {
+        let frame = self.topic().unwrap_or_default();
+        frame.split_first().map_or((false, &[]), |(first, topic)| (*first == 1, topic))
+    }
+
+    /// What it costs in an inbox.
+    pub(crate) const fn cost(&self) -> usize {
+        CHUNK + self.bytes.len()
     }
 
     /// Octets of the chunk, such as those of a [`Front`].
@@ -167,16 +179,55 @@ impl Chunk {
     }
 }
 
+/// What a chunk is to XPUB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// What the peer has sent as it is.
+    Messages,
+    /// Its topic, which was not subscribed to, is now.
+    Opening,
+    /// Its topic is not any more.
+    Closing,
+    /// A subscription or cancellation that changes nothing.
+    Repeat,
+    /// An empty one: the application is to be told of the topic at this node.
+    Due { node: u32, on: bool, cost: usize },
+}
+
+impl Kind {
+    pub(crate) const fn is_notice(self) -> bool {
+        matches!(self, Self::Opening | Self::Closing | Self::Repeat)
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    chunk: Chunk,
+    kind: Kind,
+}
+
+/// Notices that the application need not receive.
+#[derive(Debug, Default)]
+pub(crate) struct Withdrawn {
+    /// Their topics, in order.
+    pub(crate) notices: Vec<(Kind, Bytes)>,
+    pub(crate) dues: Vec<u32>,
+    /// For every chunk there was, whether it is still there.
+    pub(crate) kept: Vec<bool>,
+}
+
 /// What a chunk costs beside its octets: its place in the queue and the owner of its octets.
-const CHUNK: usize = 2 * size_of::<Chunk>();
+const CHUNK: usize = size_of::<Entry>() + size_of::<Chunk>();
 
 /// One peer's queue of chunks, with what there is room for.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    chunks: VecDeque<Chunk>,
+    chunks: VecDeque<Entry>,
     /// Messages and octets that the application has not finished with.
     messages: usize,
     bytes: usize,
+    /// What the topics cost that it is due to be told of.
+    due: usize,
     hwm: usize,
     hwm_bytes: usize,
 }
@@ -189,6 +240,7 @@ impl Inbox {
             chunks: VecDeque::new(),
             messages: 0,
             bytes: 0,
+            due: 0,
             hwm: mark(hwm),
             hwm_bytes: mark(hwm_bytes),
         }
@@ -206,19 +258,86 @@ impl Inbox {
         }
     }
 
-    pub(crate) fn push(&mut self, chunk: Chunk) {
+    pub(crate) fn push(&mut self, chunk: Chunk, kind: Kind) {
         self.messages += chunk.messages;
         self.bytes += chunk.bytes.len();
-        self.chunks.push_back(chunk);
+        if let Kind::Due { cost, .. } = kind {
+            self.due += cost;
+        }
+        self.chunks.push_back(Entry { chunk, kind });
     }
 
     /// The chunk in front, to be taken apart; what is taken stays charged until [`release`](Self::release).
     pub(crate) fn front(&mut self) -> Option<&mut Chunk> {
-        self.chunks.front_mut()
+        self.chunks.front_mut().map(|entry| &mut entry.chunk)
+    }
+
+    /// The chunk in front and what it is.
+    pub(crate) fn next(&self) -> Option<(Kind, &Chunk)> {
+        self.chunks.front().map(|entry| (entry.kind, &entry.chunk))
     }
 
     pub(crate) fn pop(&mut self) -> Option<Chunk> {
-        self.chunks.pop_front()
+        self.chunks.pop_front().map(|entry| entry.chunk)
+    }
+
+    /// Puts a notice where one that was due stands in front.
+    pub(crate) fn redeem(&mut self, chunk: Chunk) {
+        if let Some(entry) = self.chunks.front_mut()
+            && let Kind::Due { cost, .. } = std::mem::replace(&mut entry.kind, Kind::Repeat)
+        {
+            self.due -= cost;
+            self.messages += chunk.messages;
+            self.bytes += chunk.bytes.len();
+            entry.chunk = chunk;
+        }
+    }
+
+    /// Drops the chunk in front unread.
+    pub(crate) fn skip(&mut self) {
+        if let Some(Entry { chunk, kind }) = self.chunks.pop_front() {
+            self.release(chunk.messages, chunk.bytes.len());
+            if let Kind::Due { cost, .. } = kind {
+                self.due -= cost;
+            }
+        }
+    }
+
+    /// What the notices in it cost.
+    pub(crate) fn notices_cost(&self) -> usize {
+        let notices = self.chunks.iter().filter(|entry| entry.kind.is_notice());
+        notices.map(|entry| entry.chunk.cost()).sum()
+    }
+
+    /// Takes out every notice, and what is due.
+    pub(crate) fn withdraw(&mut self) -> Withdrawn {
+        let mut withdrawn = Withdrawn::default();
+        let (mut messages, mut bytes) = (0, 0);
+        self.chunks.retain(|Entry { chunk, kind }| {
+            match *kind {
+                Kind::Messages => {}
+                Kind::Due { node, .. } => withdrawn.dues.push(node),
+                kind => {
+                    let (_, topic) = chunk.subscription();
+                    withdrawn.notices.push((kind, chunk.bytes.slice_ref(topic)));
+                    messages += chunk.messages;
+                    bytes += chunk.bytes.len();
+                }
+            }
+            withdrawn.kept.push(*kind == Kind::Messages);
+            *kind == Kind::Messages
+        });
+        self.chunks.shrink_to_fit();
+        self.due = 0;
+        self.release(messages, bytes);
+        withdrawn
+    }
+
+    /// How many chunks tell of subscriptions; `each` sees all.
+    #[cfg(test)]
+    pub(crate) fn notices<T>(&self, mut each: impl FnMut(Kind) -> T) -> usize {
+        let kinds = self.chunks.iter().inspect(|entry| drop(each(entry.kind)));
+        kinds.filter(|entry| entry.kind != Kind::Messages).count()
     }
 
     /// The application is through with so much.
@@ -238,12 +357,13 @@ impl Inbox {
 
     /// What it costs in memory.
     pub(crate) fn cost(&self) -> usize {
-        self.bytes + self.chunks.len() * CHUNK
+        self.bytes + self.due + self.chunks.len() * CHUNK
     }
 
     /// Messages and octets in the queue itself, not in the application's hands.
     pub(crate) fn queued(&self) -> (usize, usize) {
-        self.chunks.iter().fold((0, 0), |(m, b), chunk| (m + chunk.messages, b + chunk.bytes.len()))
+        let chunks = self.chunks.iter().map(|entry| &entry.chunk);
+        chunks.fold((0, 0), |(m, b), chunk| (m + chunk.messages, b + chunk.bytes.len()))
     }
 
     /// Drops everything but the newest message; returns how many were dropped.
@@ -255,8 +375,8 @@ impl Inbox {
                 self.release(chunk.messages, chunk.bytes.len());
             }
         }
-        let before = self.chunks.front().map_or(0, |chunk| chunk.bytes.len());
-        if let Some(chunk) = self.chunks.front_mut() {
+        if let Some(Entry { chunk, .. }) = self.chunks.front_mut() {
+            let before = chunk.bytes.len();
             while chunk.messages > 1 {
                 chunk.skip_message();
                 dropped += 1;
@@ -271,6 +391,7 @@ impl Inbox {
     pub(crate) fn clear(&mut self) -> usize {
         let (messages, bytes) = self.queued();
         self.chunks.clear();
+        self.due = 0;
         self.release(messages, bytes);
         messages
     }
@@ -330,21 +451,21 @@ mod tests {
     fn room_is_counted_in_messages_and_octets() {
         let mut inbox = Inbox::new(4, 100);
         assert_eq!(inbox.room().messages, 2);
-        inbox.push(chunk(&["a", "b", "c"]));
+        inbox.push(chunk(&["a", "b", "c"]), Kind::Messages);
         assert_eq!(inbox.room().messages, 1);
         let taken = inbox.pop().unwrap();
         assert_eq!(inbox.room().messages, 1, "taken is not done");
         inbox.release(taken.messages, taken.bytes.len());
         assert_eq!(inbox.room().messages, 2);
-        inbox.push(chunk(&[&"x".repeat(200)]));
+        inbox.push(chunk(&[&"x".repeat(200)]), Kind::Messages);
         assert_eq!(inbox.room(), Room::NONE);
     }
 
     #[test]
     fn conflating_keeps_the_newest() {
         let mut inbox = Inbox::new(0, 0);
-        inbox.push(chunk(&["a", "b"]));
-        inbox.push(chunk(&["c", "d"]));
+        inbox.push(chunk(&["a", "b"]), Kind::Messages);
+        inbox.push(chunk(&["c", "d"]), Kind::Messages);
         assert_eq!(inbox.conflate(), 3);
         assert_eq!(inbox.queued(), (1, 3));
         assert_eq!(inbox.pop().unwrap().next_message(), Some("d".into()));

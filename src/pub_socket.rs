@@ -60,11 +60,14 @@ impl PubSocket {
         Self { socket, held: Held::default() }
     }
 
-    /// Waits until peers subscribe to something, and returns the prefixes, each once: those of all
-    /// subscriptions, repeated ones too, that came since the last call, from the first call on. Those of a
-    /// peer whose queue was dropped for want of memory
+    /// Waits until peers subscribe to something, and returns the prefixes, each once and in octet
+    /// order: those of all subscriptions, repeated ones too, that came since the last call, from the first
+    /// call on, and that a peer still has. Those of a peer whose queue was dropped for want of memory
     /// ([`Event::Reclaimed`](crate::Event::Reclaimed)) are among them again.
     /// A publisher that greets its subscribers asks before it binds or connects.
+    ///
+    /// Until they are asked for they are marks on subscriptions, which take no memory of their own and
+    /// go with them: to ask late or never again costs nobody anything.
     ///
     /// What is asked for by several tasks at once goes to one of them.
     ///

@@ -20,6 +20,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::{iter, mem};
 
+use bytes::Bytes;
+
 /// What a subscription is charged beside its topic's octets: about what it takes in memory.
 pub(crate) const OVERHEAD: usize = 256;
 
@@ -31,6 +33,8 @@ pub(crate) struct Subscriptions {
     /// By peer: the last `round` that reported it.
     seen: Vec<u64>,
     round: u64,
+    /// Once somebody wants to know: nodes of topics that were subscribed to since the last time.
+    news: Option<Vec<u32>>,
 }
 
 /// What [`Subscriptions::subscribe`] changed.
@@ -51,11 +55,39 @@ pub(crate) struct Cancelled {
     pub(crate) last: bool,
 }
 
+/// An application is to be told, when its turn comes, that somebody has a topic or that nobody has it
+/// any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Due {
+    /// Where the topic is; of use until [`Subscriptions::pay`] or [`Subscriptions::renew_due`].
+    pub(crate) node: u32,
+    /// Somebody who has it.
+    pub(crate) holder: Option<u32>,
+    /// What the topic costs, if nobody has it.
+    pub(crate) cost: usize,
+}
+
 /// The peers of one topic; most topics have one.
 #[derive(Debug)]
 struct Peers {
+    /// Or `NONE`: nobody.
     first: u32,
     rest: Vec<u32>,
+    /// Where it stands in the news, or `NONE`.
+    news: u32,
+    /// Whether the application believes that somebody has it, and whether it is to be told.
+    told: bool,
+    due: bool,
+}
+
+impl Peers {
+    const fn nobody() -> Self {
+        Self { first: NONE, rest: Vec::new(), news: NONE, told: false, due: false }
+    }
+
+    const fn any(&self) -> bool {
+        self.first != NONE
+    }
 }
 
 #[derive(Debug, Default)]
@@ -73,20 +105,23 @@ impl Subscriptions {
             self.peers.resize_with(index + 1, Peer::default);
             self.seen.resize(index + 1, 0);
         }
-        let alone = Peers { first: peer, rest: Vec::new() };
-        let (id, first) = self.trie.entry(topic, alone);
+        let (id, _) = self.trie.entry(topic, Peers::nobody());
+        let mut subscribed = Subscribed { new_for_peer: false, first: false };
         if let Some(peers) = self.trie.value_mut(id)
             && let Some(entry) = self.peers.get_mut(index)
-            && (first || !entry.nodes.contains_key(&id))
+            && !entry.nodes.contains_key(&id)
         {
-            if !first {
+            subscribed = Subscribed { new_for_peer: true, first: !peers.any() };
+            if subscribed.first {
+                peers.first = peer;
+            } else {
                 peers.rest.push(peer);
             }
             entry.nodes.insert(id, peers.rest.len() as u32);
             entry.bytes += topic.len() + OVERHEAD;
-            return Subscribed { new_for_peer: true, first };
         }
-        Subscribed { new_for_peer: false, first }
+        note(&mut self.trie, &mut self.news, id);
+        subscribed
     }
 
     /// Takes `topic` out of the peer's set.
@@ -146,19 +181,90 @@ impl Subscriptions {
         count
     }
 
+    /// Whether no topic is kept for anybody.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.trie.nodes.is_empty()
+    }
+
     /// How many topics the peer has.
     pub(crate) fn count(&self, peer: u32) -> usize {
         self.peers.get(peer as usize).map_or(0, |entry| entry.nodes.len())
     }
 
-    /// Calls `each` with every topic that the peer has, in no particular order.
-    pub(crate) fn for_each(&self, peer: u32, mut each: impl FnMut(&[u8])) {
+    /// The topics that somebody has and that were subscribed to since the last time, from the first
+    /// time on; in octet order.
+    pub(crate) fn take_news(&mut self) -> Vec<Bytes> {
+        let mut topics = Vec::new();
+        for id in mem::take(self.news.get_or_insert_default()) {
+            if let Some(peers) = self.trie.value_mut(id) {
+                peers.news = NONE;
+            }
+            topics.extend(self.trie.get(id).map(|(topic, _)| Bytes::copy_from_slice(topic)));
+        }
+        topics.sort_unstable();
+        topics
+    }
+
+    /// All that the peer has is news once more.
+    pub(crate) fn renew_news(&mut self, peer: u32) {
         let Some(entry) = self.peers.get(peer as usize) else { return };
         for id in entry.nodes.keys() {
-            if let Some((topic, _)) = self.trie.get(*id) {
-                each(topic);
-            }
+            note(&mut self.trie, &mut self.news, *id);
         }
+    }
+
+    /// The application is told that somebody has the topic, or nobody. `false`: it knows.
+    pub(crate) fn tell(&mut self, topic: &[u8], on: bool) -> bool {
+        let id = if on {
+            self.trie.entry(topic, Peers::nobody()).0
+        } else {
+            let Some(id) = self.trie.find(topic) else { return false };
+            id
+        };
+        let Some(peers) = self.trie.value_mut(id) else { return false };
+        let knew = mem::replace(&mut peers.told, on);
+        self.tidy(id);
+        knew != on
+    }
+
+    /// What the application is to be told of the topic and nobody has been charged with.
+    pub(crate) fn owed(&mut self, topic: &[u8]) -> Option<Due> {
+        self.owe(self.trie.find(topic)?)
+    }
+
+    fn owe(&mut self, node: u32) -> Option<Due> {
+        let len = self.trie.at(node).topic.len();
+        let peers = self.trie.value_mut(node)?;
+        if peers.due || peers.told == peers.any() {
+            return None;
+        }
+        peers.due = true;
+        let holder = peers.any().then_some(peers.first);
+        let cost = if holder.is_none() { len + OVERHEAD } else { 0 };
+        Some(Due { node, holder, cost })
+    }
+
+    /// Whoever was charged with a [`Due`] is gone: somebody else is to be.
+    pub(crate) fn renew_due(&mut self, node: u32) -> Option<Due> {
+        self.trie.value_mut(node)?.due = false;
+        let due = self.owe(node);
+        self.tidy(node);
+        due
+    }
+
+    /// The turn of a [`Due`] has come, which was `on` if somebody had the topic: its topic, if the
+    /// application is told so, and what it is due to be told after that.
+    pub(crate) fn pay(&mut self, node: u32, on: bool) -> (Option<Vec<u8>>, Option<Due>) {
+        let Some(peers) = self.trie.value_mut(node) else { return (None, None) };
+        peers.due = false;
+        // somebody who has come since then is told of after it
+        let told = if on { !peers.told && peers.any() } else { peers.told };
+        peers.told ^= told;
+        let topic = self.trie.get(node).filter(|_| told).map(|(topic, _)| topic.to_vec());
+        let due = self.owe(node);
+        self.tidy(node);
+        (topic, due)
     }
 
     /// What the peer's topics are charged: for each its length and [`OVERHEAD`].
@@ -166,11 +272,31 @@ impl Subscriptions {
         self.peers.get(peer as usize).map_or(0, |entry| entry.bytes)
     }
 
-    /// Takes the peer at `position` from the node, and the node from the tree if it was the last.
+    /// Takes a node from the tree if nobody has its topic nor is to be told of it.
+    fn tidy(&mut self, id: u32) {
+        let Some(peers) = self.trie.value_mut(id).filter(|peers| !peers.any()) else { return };
+        let (place, done) = (mem::replace(&mut peers.news, NONE), !peers.told && !peers.due);
+        if let Some(news) = self.news.as_mut().filter(|_| place != NONE) {
+            news.swap_remove(place as usize);
+            let moved = news.get(place as usize);
+            if let Some(moved) = moved.and_then(|moved| self.trie.value_mut(*moved)) {
+                moved.news = place;
+            }
+            if roomy(news.capacity(), news.len()) {
+                news.shrink_to(2 * news.len());
+            }
+        }
+        if done {
+            self.trie.remove(id);
+        }
+    }
+
+    /// Takes the peer at `position` from the node; whether it was the last.
     fn unlink(&mut self, id: u32, position: u32) -> bool {
         let Some(peers) = self.trie.value_mut(id) else { return false };
         let Some(last) = peers.rest.pop() else {
-            self.trie.remove(id);
+            peers.first = NONE;
+            self.tidy(id);
             return true;
         };
         if roomy(peers.rest.capacity(), peers.rest.len()) {
@@ -188,6 +314,17 @@ impl Subscriptions {
             }
         }
         false
+    }
+}
+
+/// A node's topic is news, if anybody wants to know.
+fn note(trie: &mut Trie<Peers>, news: &mut Option<Vec<u32>>, id: u32) {
+    if let Some(news) = news
+        && let Some(peers) = trie.value_mut(id)
+        && peers.news == NONE
+    {
+        peers.news = news.len() as u32;
+        news.push(id);
     }
 }
 

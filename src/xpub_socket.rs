@@ -30,6 +30,10 @@ use crate::stats::SocketStats;
 /// What the application hears of is set by
 /// [`SocketOptions::xpub_verbose`](crate::SocketOptions::xpub_verbose). Subscriptions that are not
 /// received stop their peer's when there are `recv_hwm` of them.
+///
+/// When peers that are gone have left more than 256 KiB of them, what was not received of a peer that
+/// goes is taken back ([`DropReason::PeerGone`](crate::DropReason::PeerGone)), until all is received:
+/// of topics that came and went the application then hears nothing, and of the others what holds.
 #[derive(Debug)]
 pub struct XPubSocket {
     socket: Socket,

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use dragonwire::{
     Budget, DisconnectCause, DropReason, Endpoint, Event, Monitor, PubSocket, PullSocket,
-    PushSocket, SocketOptions, SubSocket, TrySendError, Version,
+    PushSocket, SocketOptions, SubSocket, TrySendError, Version, XPubSocket,
 };
 use futures::FutureExt;
 use peer::{MS, Peer, command, encode, ended, event, subscription, within};
@@ -182,6 +182,24 @@ async fn a_peer_with_too_many_subscriptions_has_to_go() {
     let message = within("a message", subscriber.recv()).await.unwrap();
     assert_eq!(message, ["good", "one"].into());
     assert_eq!(budget.usage().disconnected, 1);
+    within_budget(&budget);
+    publisher.close().await;
+    all_is_given_back(&budget, publisher, monitor).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_cancels_what_it_never_had_has_to_go() {
+    let budget = Budget::process(8 * MIB);
+    let publisher = XPubSocket::with_options(options(&budget)).unwrap();
+    let mut monitor = publisher.monitor();
+    let endpoint = publisher.bind("tcp://127.0.0.1:*").await.unwrap();
+    let mut bad = Peer::join(&endpoint, Version::V3_1, "XSUB").await;
+    // each is a notice for an application that does not receive
+    let message = encode(Version::V3_1, &[[0, b'x']; 60_000]);
+    // it may be refused before it is through
+    let _ = bad.try_write(&message).await;
+    let (_, cause) = ended(&mut monitor, bad.remote()).await;
+    assert!(matches!(cause, DisconnectCause::Memory { .. }), "{cause:?}");
     within_budget(&budget);
     publisher.close().await;
     all_is_given_back(&budget, publisher, monitor).await;

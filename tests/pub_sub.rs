@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dragonwire::{PubSocket, SubSocket};
+use dragonwire::{PubSocket, SocketOptions, SubSocket};
 use futures::FutureExt;
 use tokio::time::timeout;
 
@@ -48,4 +48,33 @@ async fn a_publisher_hears_what_is_subscribed_to() {
     assert_eq!(news.unwrap(), ["a"]);
     publisher.close().await;
     assert!(publisher.new_subscriptions().await.is_err());
+}
+
+#[tokio::test]
+async fn nobody_pays_for_news_that_is_not_asked_for() {
+    let options = SocketOptions::new().max_subscription_bytes(4096);
+    let publisher = PubSocket::with_options(options).unwrap();
+    assert!(publisher.new_subscriptions().now_or_never().is_none());
+    let endpoint = publisher.bind("tcp://127.0.0.1:*").await.unwrap();
+    let subscriber = async |topic: &str| {
+        let subscriber = SubSocket::new();
+        subscriber.subscribe(topic).unwrap();
+        subscriber.connect(&endpoint).await.unwrap();
+        timeout(DEADLINE, subscriber.ready()).await.unwrap().unwrap();
+        subscriber
+    };
+    // far more topics than the limit is for, but one at a time
+    let restless = subscriber("restless").await;
+    for i in 0..1000 {
+        restless.subscribe(format!("topic {i}")).unwrap();
+        restless.unsubscribe(format!("topic {i}")).unwrap();
+    }
+    timeout(DEADLINE, restless.ready()).await.unwrap().unwrap();
+    let mut modest = subscriber("modest").await;
+    assert_eq!(publisher.publish("modest", "1").await.unwrap().queued, 1);
+    let message = timeout(DEADLINE, modest.recv()).await.unwrap().unwrap();
+    assert_eq!(message, ["modest", "1"].into());
+    assert_eq!(publisher.stats().connections, 2, "none was lost");
+    let news = timeout(DEADLINE, publisher.new_subscriptions()).await.unwrap().unwrap();
+    assert_eq!(news, ["modest", "restless"]);
 }

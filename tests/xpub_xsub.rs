@@ -130,6 +130,81 @@ async fn a_subscriber_that_goes_is_unsubscribed() {
 }
 
 #[tokio::test]
+async fn notices_that_are_not_received_stop_their_peer_at_the_mark() {
+    const HWM: u64 = 10;
+    for verbose in [XPubVerbose::Unique, XPubVerbose::All] {
+        let options = SocketOptions::new().xpub_verbose(verbose).recv_hwm(HWM as usize);
+        let (mut publisher, endpoint) = bound(options).await;
+        let subscriber = sub(&publisher, &endpoint).await;
+        for _ in 0..1000 {
+            subscriber.subscribe("a").unwrap();
+            subscriber.unsubscribe("a").unwrap();
+        }
+        let queued = |publisher: &XPubSocket| publisher.stats().incoming.queued;
+        within(async {
+            while queued(&publisher) < HWM {
+                yield_now().await;
+            }
+        })
+        .await;
+        for _ in 0..1000 {
+            for expected in [on("a"), off("a")] {
+                assert!(queued(&publisher) <= HWM);
+                assert_eq!(next(&mut publisher).await, expected);
+            }
+        }
+    }
+}
+
+/// A subscriber that goes before the application has heard of it: it hears of both, unless it has
+/// not received for long.
+#[tokio::test]
+async fn subscribers_that_nobody_heard_of_leave_little_behind() {
+    const TOPICS: usize = 200;
+    let (mut publisher, endpoint) = bound(SocketOptions::new()).await;
+    let mut monitor = publisher.monitor();
+    let stays = sub(&publisher, &endpoint).await;
+    stays.subscribe("stays").unwrap();
+    within(stays.ready()).await.unwrap();
+    let shared = |i: usize| format!("shared {i}");
+    for round in 0..50 {
+        let goes = sub(&publisher, &endpoint).await;
+        for i in 0..TOPICS {
+            goes.subscribe(format!("{round} {i}")).unwrap();
+        }
+        goes.subscribe(shared(round)).unwrap();
+        within(goes.ready()).await.unwrap();
+        if round >= 40 {
+            stays.subscribe(shared(round)).unwrap();
+            within(stays.ready()).await.unwrap();
+        }
+        drop(goes);
+        event(&mut monitor, |e| matches!(e, Event::Disconnected { .. })).await;
+    }
+    let stats = publisher.stats().incoming;
+    assert!(stats.queued < 20 * TOPICS as u64, "{} notices", stats.queued);
+    assert_eq!(stats.received, stats.queued + stats.dropped.get(DropReason::PeerGone));
+    let mut known = std::collections::BTreeSet::new();
+    let mut heard = 0;
+    while let Ok(message) = publisher.try_recv() {
+        let (first, topic) = message.topic().split_first().unwrap();
+        let changed = if *first == 1 { known.insert(topic.to_vec()) } else { known.remove(topic) };
+        assert!(changed, "{message:?}");
+        heard += 1;
+    }
+    assert!(heard > 2 * TOPICS, "the first are heard of: {heard}");
+    let shared = (40..50).map(|round| shared(round).into_bytes());
+    assert_eq!(known, shared.chain([b"stays".to_vec()]).collect());
+    // once it has caught up it hears of everything again
+    let goes = sub(&publisher, &endpoint).await;
+    goes.subscribe("late").unwrap();
+    within(goes.ready()).await.unwrap();
+    drop(goes);
+    assert_eq!(next(&mut publisher).await, on("late"));
+    assert_eq!(next(&mut publisher).await, off("late"));
+}
+
+#[tokio::test]
 async fn in_manual_mode_the_application_subscribes_its_peers() {
     let (mut publisher, endpoint) = bound(SocketOptions::new().xpub_manual(true)).await;
     assert!(matches!(publisher.subscribe("x"), Err(Error::Option { .. })));

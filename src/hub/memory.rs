@@ -86,14 +86,12 @@ impl Peer {
 impl State {
     /// Charges what a peer costs by now.
     pub(super) fn weigh(&mut self, index: u32) {
-        let Self { account: Some(account), peers, pool, pooled, news_cost, .. } = self else {
-            return;
-        };
+        let Self { account: Some(account), peers, pool, pooled, .. } = self else { return };
         if let Some(peer) = at_mut(peers, index) {
             let cost = CONNECTION + peer.cost();
             account.charge(std::mem::replace(&mut peer.memory.charged, cost), cost);
         }
-        let cost = pool.cost() + *news_cost;
+        let cost = pool.cost();
         account.charge(std::mem::replace(pooled, cost), cost);
     }
 
@@ -112,8 +110,7 @@ impl State {
     fn empty_pool(&mut self) {
         self.pool.empty();
         if let Some(account) = &self.account {
-            let cost = self.news_cost;
-            account.charge(std::mem::replace(&mut self.pooled, cost), cost);
+            account.charge(std::mem::take(&mut self.pooled), 0);
         }
     }
 
@@ -124,7 +121,7 @@ impl State {
         payload: &Payload<'_>,
         size: usize,
     ) -> Result<(), DropReason> {
-        let Self { account, peers, pool, pooled, news_cost, droppable, .. } = self;
+        let Self { account, peers, pool, pooled, droppable, .. } = self;
         let Some(peer) = at_mut(peers, index) else { return Err(DropReason::PeerGone) };
         let account = match (peer.outbox.room_for(size), account) {
             (Err(DropReason::Memory), Some(account)) => account,
@@ -150,7 +147,7 @@ impl State {
                     break;
                 }
                 pool.empty();
-                account.charge(std::mem::replace(pooled, *news_cost), *news_cost);
+                account.charge(std::mem::take(pooled), 0);
             }
         }
         Err(DropReason::Memory)
@@ -387,7 +384,7 @@ impl Holder for Hub {
         let rest = if hoard >= MODEST && ripe { CONNECTION + peer.cost() } else { 0 };
         if dropped {
             // who greets subscribers is to tell this one where everything is
-            state.renew_news(id.index, self.options.max_subscription_bytes);
+            state.subscriptions.renew_news(id.index);
             after.wake_all(&mut state.watchers);
         }
         state.weigh(id.index);

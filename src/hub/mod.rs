@@ -20,7 +20,7 @@ mod receive;
 mod send;
 mod subscribe;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -34,8 +34,6 @@ pub(crate) use receive::{Sieve, Taken};
 pub use send::Delivery;
 pub(crate) use send::Refused;
 pub(crate) use subscribe::Form;
-
-use bytes::Bytes;
 
 use crate::endpoint::Endpoint;
 use crate::governor::{Account, Decision};
@@ -94,11 +92,6 @@ struct State {
     subscriptions: Subscriptions,
     /// XPUB in manual mode: what peers asked for.
     requests: Subscriptions,
-    /// PUB, once somebody wants to know: the topics that peers have subscribed to since they were
-    /// asked for last.
-    news: Option<BTreeSet<Bytes>>,
-    /// What those take in memory.
-    news_cost: usize,
     /// SUB, XSUB: what this side is subscribed to.
     filter: SubscriptionSet,
     /// Peers that PUSH and XSUB send to, in order of their arrival, and whose turn it is.
@@ -108,6 +101,10 @@ struct State {
     /// must hear everything in the order it happened (XPUB), once for each chunk.
     ring: VecDeque<u32>,
     in_order: bool,
+    /// XPUB: what the notices cost that peers have left behind, and whether some were taken back
+    /// since the application last had everything.
+    left: usize,
+    behind: bool,
     /// Messages that were to be sent, to whomever.
     sends: u64,
     /// Scratch space: the peers that the message at hand matches.
@@ -119,7 +116,7 @@ struct State {
     senders: Waiters,
     /// Whether senders are in the queue for memory.
     senders_hungry: bool,
-    /// What is charged of the pool, and for news.
+    /// What is charged of the pool.
     pooled: usize,
     /// Those who wait for subscriptions or for connections.
     watchers: Waiters,

@@ -3,12 +3,14 @@
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use super::{After, Hub, PeerId, State};
+use super::{After, Hub, PeerId, State, at_mut};
 use crate::error::RecvError;
-use crate::inbox::Chunk;
+use crate::inbox::{Chunk, Kind};
+use crate::options::XPubVerbose;
 use crate::peer::ConnectionId;
 use crate::socket_type::SocketType;
 use crate::stats::DropReason;
+use crate::subscription::Due;
 
 /// A run of messages in the receiver's hands, charged to its peer until it is handed back.
 #[derive(Debug)]
@@ -60,11 +62,49 @@ impl State {
             self.drop_incoming(index, DropReason::Closed, chunk.messages);
             return;
         }
-        peer.inbox.push(chunk);
+        peer.inbox.push(chunk, Kind::Messages);
         if conflate {
             let dropped = peer.inbox.conflate();
             peer.inc.dropped.add(DropReason::Conflated, dropped as u64);
         }
+        self.enlist(index, after);
+    }
+
+    /// XPUB: the same with what tells of a peer's subscription or cancellation.
+    pub(super) fn notify(
+        &mut self,
+        index: u32,
+        on: bool,
+        topic: &[u8],
+        kind: Kind,
+        after: &mut After,
+    ) {
+        let closed = self.closing.is_some();
+        let Some(peer) = self.at(index) else { return };
+        peer.inc.received += 1;
+        if closed {
+            self.drop_incoming(index, DropReason::Closed, 1);
+            return;
+        }
+        peer.inbox.push(Chunk::notice(on, topic), kind);
+        self.enlist(index, after);
+    }
+
+    /// XPUB: what is due stands in the inbox of a peer that has the topic, or of this one.
+    pub(super) fn owe(&mut self, index: u32, due: Due, after: &mut After) {
+        let Due { node, holder, cost } = due;
+        let index = holder.unwrap_or(index);
+        if self.closing.is_none()
+            && let Some(peer) = self.at(index)
+        {
+            peer.inbox.push(Chunk::empty(), Kind::Due { node, on: holder.is_some(), cost });
+            self.enlist(index, after);
+        }
+    }
+
+    /// There is one chunk more in a peer's inbox.
+    fn enlist(&mut self, index: u32, after: &mut After) {
+        let Some(peer) = self.at(index) else { return };
         let listed = std::mem::replace(&mut peer.listed, true);
         self.weigh(index);
         if self.in_order || !listed {
@@ -84,7 +124,7 @@ impl State {
     }
 
     /// Lets a connection task read again, if there is room.
-    fn unpause(&mut self, index: u32, after: &mut After) {
+    pub(super) fn unpause(&mut self, index: u32, after: &mut After) {
         let Some(peer) = self.at(index) else { return };
         let room = peer.inbox.room().messages > 0;
         if let Some(link) = &mut peer.link
@@ -150,11 +190,12 @@ impl Hub {
     fn take(&self, state: &mut State, sorted: bool, after: &mut After) -> Result<Taken, RecvError> {
         let invert = self.options.invert_matching;
         while let Some(index) = state.ring.pop_front() {
+            let told = !state.in_order || self.tell(state, index, after);
             let State { peers, filter, .. } = state;
-            let slot = peers.get_mut(index as usize);
-            let Some(peer) = slot.and_then(|slot| slot.peer.as_deref_mut()) else { continue };
+            let Some(peer) = at_mut(peers, index) else { continue };
             let mut taken = Taken::nothing();
-            while taken.messages == 0
+            while told
+                && taken.messages == 0
                 && let Some(chunk) = peer.inbox.front()
             {
                 let before = (chunk.messages, chunk.bytes.len());
@@ -197,7 +238,51 @@ impl Hub {
             state.unpause(index, after);
             state.retire(index);
         }
+        state.behind = false;
         Err(RecvError::Empty)
+    }
+
+    /// XPUB: makes of what stands in front of an inbox what the application is told, and notes that
+    /// it is. `false`: that is nothing; it is dropped.
+    fn tell(&self, state: &mut State, index: u32, after: &mut After) -> bool {
+        let shared = self.tells_of_topics();
+        let State { peers, subscriptions, left, behind, .. } = state;
+        let Some(peer) = at_mut(peers, index) else { return false };
+        let Some((kind, chunk)) = peer.inbox.next() else { return false };
+        if peer.gone.is_some() && kind.is_notice() {
+            *left = left.saturating_sub(chunk.cost());
+        }
+        let (told, due) = match kind {
+            Kind::Due { node, on, .. } => {
+                let (topic, due) = subscriptions.pay(node, on);
+                match &topic {
+                    Some(topic) => {
+                        peer.inbox.redeem(Chunk::notice(on, topic));
+                        peer.inc.received += 1;
+                    }
+                    None => peer.inbox.skip(),
+                }
+                (topic.is_some(), due)
+            }
+            _ if shared && kind.is_notice() => {
+                let (on, topic) = chunk.subscription();
+                // it knows if what came before was taken back, or told when that was
+                let told = (on || kind == Kind::Closing) && subscriptions.tell(topic, on)
+                    || kind == Kind::Repeat
+                    || on && self.options.xpub_verbose != XPubVerbose::Unique;
+                let due = if *behind { subscriptions.owed(topic) } else { None };
+                if !told {
+                    peer.inbox.skip();
+                    peer.inc.dropped.add(DropReason::PeerGone, 1);
+                }
+                (told, due)
+            }
+            _ => return true,
+        };
+        if let Some(due) = due {
+            state.owe(index, due, after);
+        }
+        told
     }
 
     fn hand_back(&self, state: &mut State, done: &mut Taken, after: &mut After) {

@@ -78,7 +78,7 @@ async fn subscribers_that_come_again_and_again() {
             subscribe(&mut peer, topics(i).take(900)).await;
         }
     };
-    scene.during(crowd(scale(200, 2_000), attack)).await;
+    scene.during(crowd(scale(500, 2_000), attack)).await;
     scene.newcomer().await;
     scene.end("subscribers that come again and again").await;
 }
