@@ -250,8 +250,9 @@ impl Ledger {
         }
         hoards.sort_unstable_by(|a, b| b.cmp(a));
         let worst = hoards.first().map_or(0, |(octets, ..)| *octets);
-        let target = self.soft() - self.soft() / 8;
-        let too_much = || self.used.load(Ordering::Relaxed).saturating_sub(target);
+        let soft = self.soft();
+        let beyond = |target| self.used.load(Ordering::Relaxed).saturating_sub(target);
+        let too_much = || beyond(soft - soft / 8);
         let mut fruitless = true;
         let mut stubborn = Vec::new();
         for (octets, socket, peer) in hoards {
@@ -266,10 +267,11 @@ impl Ledger {
                 stubborn.push((rest, holder, peer));
             }
         }
-        // only if all of that was not enough, and no more of them than need be
+        // only if all of that was not enough, and no more of them than need be: connections come again,
+        // and what they leave behind is of little use to the allocator
         let mut leaving = 0;
         for (rest, holder, peer) in stubborn {
-            if too_much() <= leaving {
+            if beyond(soft - soft / 32) <= leaving {
                 left = left.max(rest);
                 break;
             }
@@ -332,6 +334,11 @@ impl Account {
     /// What a socket may keep for later, used by nobody.
     pub(crate) fn for_later(&self) -> usize {
         self.ledger.hard / 32
+    }
+
+    /// What may wait for one that keeps up.
+    pub(crate) fn for_a_burst(&self) -> usize {
+        self.ledger.hard / 64
     }
 
     /// What of the budget may be held by connections that have not said READY.

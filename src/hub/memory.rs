@@ -66,8 +66,7 @@ impl Peer {
     /// whether it can be now.
     fn hoard(&self, droppable: bool, now: Instant) -> (usize, bool) {
         let Holding { subscriptions, buffers, changed, paused, .. } = self.memory;
-        // a queue that is being emptied is no hoard, however long it is at the moment
-        let queue = if droppable && !self.keeps_up() { self.outbox.weight() } else { 0 };
+        let queue = if droppable { self.stale_queue() } else { 0 };
         let hoard = queue + self.outbox.control_cost() + subscriptions;
         // one that is sending is not to blame yet, and one that is not read from still less
         let still = changed.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
@@ -75,6 +74,12 @@ impl Peer {
         let age = (still.as_millis() / grace.as_millis()).min(AGES) as usize;
         let ripe = age > 0 || hoard >= buffers;
         (hoard + buffers * age.max(usize::from(!ripe)), ripe)
+    }
+
+    /// What is queued and does not go out. A queue that is being emptied is no hoard, however long it is at
+    /// the moment.
+    fn stale_queue(&self) -> usize {
+        if self.keeps_up() { 0 } else { self.outbox.weight() }
     }
 
     /// Whether the kernel takes what is sent to it.
@@ -131,7 +136,8 @@ impl State {
         // what is on its way may be with the peer already
         let waits = peer.outbox.messages() > 0 && !peer.outbox.is_idle();
         let held = peer.weight();
-        let keeps_up = peer.keeps_up() && (!waits || held < MODEST);
+        let within = !waits || held < account.for_a_burst();
+        let keeps_up = within && peer.keeps_up();
         for generous in [true, false, false] {
             let more = peer.outbox.need(payload, size, pool, generous);
             // what could never be granted is not to wait for ever
@@ -353,7 +359,8 @@ impl Holder for Hub {
         for (index, slot) in state.peers.iter().enumerate() {
             let Some(peer) = slot.peer.as_deref() else { continue };
             let (hoard, ripe) = peer.hoard(state.droppable, now);
-            if hoard >= CRUMB && peer.memory.evicted.is_none() {
+            let queued = state.droppable && peer.stale_queue() >= CRUMB;
+            if (queued || hoard >= MODEST) && peer.memory.evicted.is_none() {
                 each(hoard, ripe, state.id(index as u32).number());
             }
         }
@@ -367,7 +374,7 @@ impl Holder for Hub {
         let (droppable, now) = (state.droppable, clock::now());
         let Some(peer) = state.peer(id) else { return 0 };
         let (held, mut dropped) = (peer.weight(), false);
-        if droppable && peer.outbox.messages() > 0 {
+        if droppable && peer.stale_queue() > 0 && peer.outbox.messages() > 0 {
             let messages = peer.outbox.conflate() as u64;
             dropped = messages > 0;
             peer.out.dropped.add(DropReason::Memory, messages);
@@ -446,7 +453,7 @@ const HANDSHAKE: usize = CONNECTION + HANDSHAKE_MAX;
 /// Who holds less is not held to what the others leave.
 const MODEST: usize = 4 * 1024;
 
-/// What is not worth having given up.
+/// A queue that is not worth dropping.
 const CRUMB: usize = 256;
 
 /// How long a message may be on its way before its sender is one who hoards.

@@ -84,6 +84,8 @@ impl Victim {
             .arg(program)
             .env(ORDER, order)
             .env(HOST, host)
+            // of glibc: otherwise each thread's fragments come on top
+            .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
