@@ -118,7 +118,7 @@ fuzz() {
             echo "fuzz/corpus/$target has no file"
             return 1
         }
-        printf '%-14s %4d files\n' "$target" "${#files[@]}"
+        printf '%-17s %4d files\n' "$target" "${#files[@]}"
     done
     python3 scripts/seed-corpus.py --check
 }

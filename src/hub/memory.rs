@@ -136,7 +136,7 @@ impl State {
         // what is on its way may be with the peer already
         let waits = peer.outbox.messages() > 0 && !peer.outbox.is_idle();
         let held = peer.weight();
-        let within = !waits || held < account.for_a_burst();
+        let within = !waits || peer.outbox.weight() < account.for_a_burst();
         let keeps_up = within && peer.keeps_up();
         for generous in [true, false, false] {
             let more = peer.outbox.need(payload, size, pool, generous);
