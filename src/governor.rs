@@ -13,7 +13,7 @@
 //! 2. **The last eighth is for those who hold next to nothing**: a peer that keeps up finds room for its
 //!    next message whatever the others do.
 //! 3. **Who is refused while another has four times as much makes the worst hoarders give way**, the
-//!    largest first, until an eighth is free again. Queues of PUB, XPUB and XSUB are dropped; peers
+//!    largest first, until an eighth is free again; who keeps up or comes anew, however little they have. Queues of PUB, XPUB and XSUB are dropped; peers
 //!    that hold on to half-sent messages or to subscriptions are disconnected. Queues of PUSH and what the
 //!    application has not received are never dropped: there the sender waits.
 //!
@@ -89,7 +89,8 @@ impl Budget {
     ///
     /// Three quarters are charged for what sockets hold; the others are for what is read into, for the
     /// allocator's fragments and for the rest of the program, as long as that is a few MiB. From
-    /// 32 MiB on it holds for the whole process (`docs/memory.md` has what was measured); less
+    /// 32 MiB on it holds for the whole process (`docs/memory.md` has what was measured, and what glibc's
+    /// allocator has to be told for it); less
     /// bounds what sockets hold but not the process. At least 1 MiB.
     #[must_use]
     pub fn process(octets: usize) -> Self {

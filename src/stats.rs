@@ -29,7 +29,8 @@ pub enum DropReason {
     Memory,
     /// Outgoing: no subscription matched.
     NoSubscriber,
-    /// Outgoing: the peer went with the message still queued.
+    /// Outgoing: the peer went with the message still queued. Incoming (XPUB): what told of a subscription was
+    /// taken back when its peer left, as the application was far behind.
     PeerGone,
     /// Outgoing: still queued when `linger` had passed.
     Linger,

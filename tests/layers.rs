@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     // values
     &[
+        "append",
         "clock",
         "socket_type",
         "endpoint",

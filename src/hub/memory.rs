@@ -464,3 +464,72 @@ const AGES: u128 = 64;
 
 /// How often a monitor is told of the same peer that it is not read from.
 const TOLD: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, IoSlice};
+
+    use super::*;
+    use crate::command::Subscription;
+    use crate::governor::Budget;
+    use crate::greeting::Version;
+    use crate::hub::Wire;
+    use crate::options::SocketOptions;
+    use crate::peer::{ConnectionId, PeerInfo};
+    use crate::socket_type::SocketType;
+
+    #[derive(Debug)]
+    struct Full;
+
+    impl Wire for Full {
+        fn try_write_vectored(&self, _: &[IoSlice<'_>]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+
+    /// A peer that holds much in subscriptions, and whether the kernel takes what is sent to it.
+    fn subscriber(hub: &Hub, takes: bool) -> PeerId {
+        let endpoint: crate::Endpoint = "tcp://127.0.0.1:1".parse().unwrap();
+        let id = hub.add_peer(endpoint.clone(), false);
+        let info = PeerInfo {
+            id: ConnectionId(u64::from(id.index)),
+            endpoint,
+            accepted: true,
+            local: None,
+            remote: None,
+            credentials: None,
+            session: None,
+        };
+        hub.attach(id, Arc::new(info), Version::V3_1, Arc::new(Full));
+        for n in 0..50 {
+            let topic = format!("topic {n}");
+            hub.peer_subscription(id, Subscription::Subscribe(topic.as_bytes())).unwrap();
+        }
+        hub.peer_subscription(id, Subscription::Subscribe(b"")).unwrap();
+        hub.lock().peer(id).unwrap().link.as_mut().unwrap().blocked = !takes;
+        id
+    }
+
+    #[test]
+    fn who_keeps_up_keeps_its_queue_whatever_its_subscriptions_cost() {
+        let budget = Budget::process(64 << 20);
+        let hub = Hub::new(SocketType::Pub, Arc::new(SocketOptions::new().budget(&budget)));
+        let (good, slow) = (subscriber(&hub, true), subscriber(&hub, false));
+        for _ in 0..5 {
+            let delivery = hub.publish(&Payload::Slices(&[&[7; 1000]])).unwrap();
+            assert_eq!(delivery.queued, 2);
+        }
+        let mut hoarders = Vec::new();
+        hub.hoarders(&mut |octets, _, peer| hoarders.push((octets, PeerId::from_number(peer))));
+        hoarders.sort_by_key(|(octets, _)| *octets);
+        let [(less, first), (more, second)] = hoarders[..] else { panic!("{hoarders:?}") };
+        assert_eq!((first, second), (good, slow));
+        assert!(less >= MODEST && more >= less + 5000, "{less}, {more}");
+        for id in [good, slow] {
+            hub.give_up(id.number());
+        }
+        let queued = |id| hub.lock().peer(id).unwrap().outbox.messages();
+        assert_eq!((queued(good), queued(slow)), (5, 0));
+        assert_eq!(budget.usage().reclaimed, 5);
+    }
+}
