@@ -13,7 +13,8 @@
 //! 2. **The last eighth is for those who hold next to nothing**: a peer that keeps up finds room for its
 //!    next message whatever the others do.
 //! 3. **Who is refused while another has four times as much makes the worst hoarders give way**, the
-//!    largest first, until an eighth is free again; who keeps up or comes anew, however little they have. Queues of PUB, XPUB and XSUB are dropped; peers
+//!    largest first, until an eighth is free again; who keeps up or comes anew, however little they
+//!    have. Queues of PUB, XPUB and XSUB are dropped; peers
 //!    that hold on to half-sent messages or to subscriptions are disconnected. Queues of PUSH and what the
 //!    application has not received are never dropped: there the sender waits.
 //!
@@ -251,9 +252,8 @@ impl Ledger {
         }
         hoards.sort_unstable_by(|a, b| b.cmp(a));
         let worst = hoards.first().map_or(0, |(octets, ..)| *octets);
-        let soft = self.soft();
-        let beyond = |target| self.used.load(Ordering::Relaxed).saturating_sub(target);
-        let too_much = || beyond(soft - soft / 8);
+        let target = self.soft() - self.soft() / 8;
+        let too_much = || self.used.load(Ordering::Relaxed).saturating_sub(target);
         let mut fruitless = true;
         let mut stubborn = Vec::new();
         for (octets, socket, peer) in hoards {
@@ -268,11 +268,10 @@ impl Ledger {
                 stubborn.push((rest, holder, peer));
             }
         }
-        // only if all of that was not enough, and no more of them than need be: connections come again,
-        // and what they leave behind is of little use to the allocator
+        // only if all of that was not enough, and no more of them than need be
         let mut leaving = 0;
         for (rest, holder, peer) in stubborn {
-            if beyond(soft - soft / 32) <= leaving {
+            if too_much() <= leaving {
                 left = left.max(rest);
                 break;
             }

@@ -97,33 +97,6 @@ async fn one_that_hoards_gets_half_and_one_that_reads_gets_everything() {
 }
 
 #[tokio::test]
-async fn many_small_queues_give_way_to_a_newcomer() {
-    let budget = Budget::process(MIB);
-    let (publisher, endpoint, _) = publisher(&budget).await;
-    let mut peers = Vec::new();
-    for _ in 0..80 {
-        peers.push(stalled(&publisher, &endpoint, "").await);
-    }
-    // until a handshake would take what is kept for those who have next to nothing, and still would
-    // when the kernel has what it takes
-    let is_full = || budget.usage().used + 11 * 1024 > budget.usage().chargeable * 7 / 8;
-    while !is_full() {
-        while !is_full() {
-            publisher.send(vec![0; 500]).await.unwrap();
-        }
-        for _ in 0..1000 {
-            tokio::task::yield_now().await;
-        }
-    }
-    let usage = budget.usage();
-    let mut subscriber = good(&publisher, &endpoint, "a").await;
-    publisher.send("a").await.unwrap();
-    assert_eq!(within("a message", subscriber.recv()).await.unwrap().topic(), b"a");
-    assert_eq!(budget.usage().turned_away, 0);
-    assert!(budget.usage().reclaimed > usage.reclaimed, "{usage:?}, {:?}", budget.usage());
-}
-
-#[tokio::test]
 async fn the_worst_hoarder_gives_way_to_those_who_have_little() {
     let budget = Budget::process(16 * MIB);
     let (publisher, endpoint, mut monitor) = publisher(&budget).await;

@@ -487,8 +487,8 @@ mod tests {
         }
     }
 
-    /// A peer that holds much in subscriptions, and whether the kernel takes what is sent to it.
-    fn subscriber(hub: &Hub, takes: bool) -> PeerId {
+    /// A peer with so many subscriptions, and whether the kernel takes what is sent to it.
+    fn subscriber(hub: &Hub, subscriptions: usize, takes: bool) -> PeerId {
         let endpoint: crate::Endpoint = "tcp://127.0.0.1:1".parse().unwrap();
         let id = hub.add_peer(endpoint.clone(), false);
         let info = PeerInfo {
@@ -501,7 +501,7 @@ mod tests {
             session: None,
         };
         hub.attach(id, Arc::new(info), Version::V3_1, Arc::new(Full));
-        for n in 0..50 {
+        for n in 1..subscriptions {
             let topic = format!("topic {n}");
             hub.peer_subscription(id, Subscription::Subscribe(topic.as_bytes())).unwrap();
         }
@@ -514,7 +514,7 @@ mod tests {
     fn who_keeps_up_keeps_its_queue_whatever_its_subscriptions_cost() {
         let budget = Budget::process(64 << 20);
         let hub = Hub::new(SocketType::Pub, Arc::new(SocketOptions::new().budget(&budget)));
-        let (good, slow) = (subscriber(&hub, true), subscriber(&hub, false));
+        let (good, slow) = (subscriber(&hub, 50, true), subscriber(&hub, 50, false));
         for _ in 0..5 {
             let delivery = hub.publish(&Payload::Slices(&[&[7; 1000]])).unwrap();
             assert_eq!(delivery.queued, 2);
@@ -531,5 +531,27 @@ mod tests {
         let queued = |id| hub.lock().peer(id).unwrap().outbox.messages();
         assert_eq!((queued(good), queued(slow)), (5, 0));
         assert_eq!(budget.usage().reclaimed, 5);
+    }
+
+    #[test]
+    fn many_small_queues_give_way_to_a_newcomer() {
+        let budget = Budget::process(1 << 20);
+        let hub = Hub::new(SocketType::Pub, Arc::new(SocketOptions::new().budget(&budget)));
+        for _ in 0..80 {
+            subscriber(&hub, 1, false);
+        }
+        let is_full = || budget.usage().used + HANDSHAKE > budget.usage().chargeable / 8 * 7;
+        while !is_full() {
+            hub.publish(&Payload::Slices(&[&[7; 500]])).unwrap();
+        }
+        assert_eq!(budget.usage().reclaimed, 0);
+        assert!(hub.admit().is_some());
+        assert!(budget.usage().reclaimed > 0 && budget.usage().disconnected == 0);
+        // where there is nothing to give up, there is no room
+        for _ in 0..200 {
+            subscriber(&hub, 1, true);
+        }
+        assert!(hub.admit().is_none());
+        assert_eq!(budget.usage().turned_away, 1);
     }
 }
