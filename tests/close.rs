@@ -46,7 +46,7 @@ async fn a_slow_reader_that_sends_pings_gets_what_was_sent_before_the_close() {
         reader.hang_up();
     };
     let (report, ()) = within(async { tokio::join!(closing, reading) }).await;
-    assert_eq!((report.flushed, report.discarded), (0, 0), "the kernel had all of it");
+    assert_eq!(report.discarded, 0);
 }
 
 /// How often the leak tests connect and disconnect.
