@@ -190,10 +190,7 @@ enum Buffer {
 enum State {
     Open,
     /// Nothing more is sent; what is on its way here still counts, until the peer has closed too.
-    /// `sent`: it got messages.
-    Draining {
-        sent: bool,
-    },
+    Draining,
 }
 
 impl Connection {
@@ -238,7 +235,7 @@ impl Connection {
     /// Writes what there is. `Ok(false)`: nothing more to do until woken.
     fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, DisconnectCause> {
         loop {
-            let drained = self.state != State::Open || self.write_failed.is_some();
+            let drained = self.state == State::Draining || self.write_failed.is_some();
             let (writing, closing) =
                 self.hub.begin_write(self.peer, self.session.out(), cx.waker(), drained);
             self.left = self.session.out().len();
@@ -302,20 +299,18 @@ impl Connection {
         self.close_by = match self.state {
             State::Open => deadline,
             // the socket is closing: what still comes in is only counted, which is not worth a
-            // long wait; but what was sent is lost if the peer has not got it when it sends
-            // something to a connection that is gone
-            State::Draining { sent } if self.hub.is_closing() => {
-                let patience = now + if sent { SENT_DRAIN } else { DRAIN };
-                Some(self.close_by.unwrap_or(patience).min(patience))
+            // long wait
+            State::Draining if self.hub.is_closing() => {
+                Some(self.close_by.unwrap_or(now + DRAIN).min(now + DRAIN))
             }
             // an endpoint is being removed: what the peer has sent is for the application, which
             // may take its time
-            State::Draining { .. } => deadline,
+            State::Draining => deadline,
         };
         if self.state == State::Open && flushed && self.write_failed.is_none() {
-            let sent = self.hub.note_flushed(self.peer);
+            self.hub.note_flushed(self.peer);
             self.writer.shut_down()?;
-            self.state = State::Draining { sent };
+            self.state = State::Draining;
             return Ok(true);
         }
         Ok(false)
@@ -385,7 +380,7 @@ impl Connection {
                 Poll::Ready(Ok(0)) => {
                     self.read_ended = Some(match self.state {
                         State::Open => DisconnectCause::PeerClosed,
-                        State::Draining { .. } => DisconnectCause::Local,
+                        State::Draining => DisconnectCause::Local,
                     });
                     self.unread |= waiting;
                 }
@@ -645,6 +640,3 @@ const SMALL_REST: usize = 4 * 1024;
 /// How long a closed socket's connection waits for the peer to close as well. Closing with octets
 /// unread would reset the connection, and could take from the peer what it has not read yet.
 const DRAIN: Duration = Duration::from_millis(500);
-
-/// The same where it has sent messages, within `linger`: the peer may take its time to read them.
-const SENT_DRAIN: Duration = Duration::from_secs(30);

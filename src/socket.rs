@@ -347,9 +347,6 @@ macro_rules! common_methods {
             /// Closes the socket: sends what is queued within `linger`, ends every connection, and
             /// returns when nothing of it is left. Other handles find it closed from the beginning.
             ///
-            /// A peer that was sent messages is waited for until it has closed as well, within `linger`
-            /// and for 30 s at most; others for half a second.
-            ///
             /// Without this the socket closes when its last handle is dropped, which does not wait:
             /// what is queued is then sent within `linger` in the background, as long as the
             /// runtime lives, and what is discarded is logged.
