@@ -54,20 +54,18 @@ pub(crate) async fn run(args: SubscribeArgs, console: &Console) -> Result<Ending
     let mut printing = Printing {
         updates: subscriber.initialize_stream()?,
         output: Output::start(console.clone()),
-        page: Page { block: Vec::new(), room: args.count.unwrap_or(u64::MAX) },
+        page: Page { block: READY.to_vec(), room: args.count.unwrap_or(u64::MAX) },
     };
-    let started = tokio::select! {
-        () = printing.output.closed() => Err(Ok(Ending::ReaderGone)),
-        signal = signals.next() => Err(Ok(Ending::Signal(signal))),
-        started = start(&subscriber, &args, &chosen, console) => started.map_err(Err),
-    };
-    let ended = match started {
+    let starting = start(&subscriber, &args, &chosen, console);
+    let ended = match printing.until_started(starting, &mut signals).await {
         Ok(()) => {
-            printing.page.block.extend_from_slice(READY);
             let inputs = args.stdin.then(|| read_commands(console.clone()));
             printing.until_end(&*subscriber, inputs, &mut signals).await
         }
-        Err(ended) => ended,
+        Err(ended) => {
+            printing.page.block.clear();
+            ended
+        }
     };
     let ending = printing.finish(ended, &mut signals).await?;
     let _ = timeout(GRACE, subscriber.close()).await;
@@ -176,6 +174,26 @@ impl Page {
 }
 
 impl Printing {
+    /// Waits until the subscriber has started, or as many events as are wanted are there. Events
+    /// are taken meanwhile: what publishers confirm stands behind them.
+    async fn until_started(
+        &mut self,
+        starting: impl Future<Output = Result<(), Failure>>,
+        signals: &mut Signals,
+    ) -> Result<(), Result<Ending, Failure>> {
+        let Self { updates, output, page } = self;
+        let mut starting = pin!(starting);
+        while page.room > 0 {
+            tokio::select! {
+                signal = signals.next() => return Err(Ok(Ending::Signal(signal))),
+                () = output.closed() => return Err(Ok(Ending::ReaderGone)),
+                started = &mut starting => return started.map_err(Err),
+                Some(event) = updates.recv(), if page.takes() => page.take(event, updates),
+            }
+        }
+        Ok(())
+    }
+
     async fn until_end(
         &mut self,
         subscriber: &dyn Subscriber,

@@ -65,6 +65,22 @@ fn one_event_waits_for_its_subscriber() {
 }
 
 #[test]
+fn whoever_has_its_events_waits_for_no_other_publisher() {
+    let mut publish = Dragonwire::start("publish lport 1 set --port 0 --wait 60000");
+    let uri = publish.bound();
+    assert_eq!(publish.line(), READY);
+    let place = Place::new();
+    let nobody = place.path().join("nobody").display().to_string();
+    let mut subscribe =
+        Dragonwire::start(&format!("subscribe --uri {uri} --uri ipc://{nobody} --count 1"));
+    assert_eq!(subscribe.line(), READY);
+    assert_set(&subscribe.line(), "1");
+    let ended = subscribe.ended();
+    assert!(ended.status == Some(0) && ended.errors.is_empty(), "{ended:?}");
+    assert_eq!(publish.ended().status, Some(0));
+}
+
+#[test]
 fn an_event_that_nobody_hears_is_told() {
     let ended = run(&["publish", "lport", "1", "delete", "--port", "0", "--wait", "50"]);
     assert_eq!((ended.status, ended.output), (Some(0), vec![READY.to_owned()]));
