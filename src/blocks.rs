@@ -173,6 +173,7 @@ mod tests {
         assert!(blocks.get(2 * BLOCK).capacity() >= 2 * BLOCK);
         assert_eq!(blocks.get(100_000).as_ptr() as usize, start + 100_000);
     }
+
     #[test]
     fn no_more_blocks_than_the_cap_are_given_to_those_who_ask() {
         let blocks = Blocks::new(8);

@@ -20,6 +20,7 @@ use crate::greeting::GREETING;
 use crate::hub::{Closing, Hub, PeerId, Wire, Writing, Written, write_flight};
 use crate::peer::{PeerInfo, SessionInfo};
 use crate::session::{Handshake, Next, Session};
+use crate::socket_type::SocketType;
 use crate::transport::{Reader, Writer};
 use crate::turns;
 
@@ -190,7 +191,10 @@ enum Buffer {
 enum State {
     Open,
     /// Nothing more is sent; what is on its way here still counts, until the peer has closed too.
-    Draining,
+    /// `pushed`: it was sent messages that nobody else gets.
+    Draining {
+        pushed: bool,
+    },
 }
 
 impl Connection {
@@ -235,7 +239,7 @@ impl Connection {
     /// Writes what there is. `Ok(false)`: nothing more to do until woken.
     fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, DisconnectCause> {
         loop {
-            let drained = self.state == State::Draining || self.write_failed.is_some();
+            let drained = self.state != State::Open || self.write_failed.is_some();
             let (writing, closing) =
                 self.hub.begin_write(self.peer, self.session.out(), cx.waker(), drained);
             self.left = self.session.out().len();
@@ -299,18 +303,20 @@ impl Connection {
         self.close_by = match self.state {
             State::Open => deadline,
             // the socket is closing: what still comes in is only counted, which is not worth a
-            // long wait
-            State::Draining if self.hub.is_closing() => {
-                Some(self.close_by.unwrap_or(now + DRAIN).min(now + DRAIN))
+            // long wait; but what PUSH has sent is lost if the peer has not got it when it sends
+            // something to a connection that is gone
+            State::Draining { pushed } if self.hub.is_closing() => {
+                let patience = now + if pushed { PUSH_DRAIN } else { DRAIN };
+                Some(self.close_by.unwrap_or(patience).min(patience))
             }
             // an endpoint is being removed: what the peer has sent is for the application, which
             // may take its time
-            State::Draining => deadline,
+            State::Draining { .. } => deadline,
         };
         if self.state == State::Open && flushed && self.write_failed.is_none() {
-            self.hub.note_flushed(self.peer);
+            let sent = self.hub.note_flushed(self.peer);
             self.writer.shut_down()?;
-            self.state = State::Draining;
+            self.state = State::Draining { pushed: sent && self.hub.kind() == SocketType::Push };
             return Ok(true);
         }
         Ok(false)
@@ -380,7 +386,7 @@ impl Connection {
                 Poll::Ready(Ok(0)) => {
                     self.read_ended = Some(match self.state {
                         State::Open => DisconnectCause::PeerClosed,
-                        State::Draining => DisconnectCause::Local,
+                        State::Draining { .. } => DisconnectCause::Local,
                     });
                     self.unread |= waiting;
                 }
@@ -640,3 +646,6 @@ const SMALL_REST: usize = 4 * 1024;
 /// How long a closed socket's connection waits for the peer to close as well. Closing with octets
 /// unread would reset the connection, and could take from the peer what it has not read yet.
 const DRAIN: Duration = Duration::from_millis(500);
+
+/// The same for PUSH that has sent messages, within `linger`: the peer may take its time to read them.
+const PUSH_DRAIN: Duration = Duration::from_secs(30);

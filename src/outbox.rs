@@ -851,22 +851,87 @@ impl Outbox {
         Settled { sent, dropped: messages - sent }
     }
 
-    /// Drops the messages of which the kernel has nothing yet; returns how many.
-    pub(crate) fn conflate(&mut self) -> usize {
+    /// Drops the messages of which the kernel has nothing yet. Of a buffer that it has in part only the
+    /// message stays that it has in part; those before that are sent.
+    pub(crate) fn conflate(&mut self) -> Settled {
+        let mut settled = self.cut();
         let half_sent = match self.written {
             0 => 0,
             _ => self.segments.iter().take_while(|segment| !segment.ends).count() + 1,
         };
-        let mut dropped = 0;
         for segment in self.segments.drain(half_sent.min(self.segments.len())..) {
-            dropped += segment.messages;
+            settled.dropped += segment.messages;
             self.bytes = self.bytes.saturating_sub(segment.bytes().len());
             self.cost = self.cost.saturating_sub(segment.cost());
         }
-        self.messages -= dropped;
+        self.messages = self.messages.saturating_sub(settled.sent + settled.dropped);
         self.remark();
-        dropped
+        settled
     }
+
+    /// Leaves nothing but the half-sent message of a group that is one buffer; what of the others is to
+    /// be counted is returned.
+    fn cut(&mut self) -> Settled {
+        let written = self.written;
+        let Some(first) = self.segments.front_mut().filter(|_| written > 0) else {
+            return Settled::default();
+        };
+        let before = (first.cost(), first.bytes().len());
+        let Segment { data: Data::Packed(packed), messages, ends: true, control: false, .. } =
+            first
+        else {
+            return Settled::default();
+        };
+        let Some((start, end, sent)) = message_at(self.framing, packed, written) else {
+            return Settled::default();
+        };
+        let left = usize::from(start < end);
+        let settled = Settled { sent, dropped: messages.saturating_sub(sent + left) };
+        *messages = left;
+        packed.truncate(end);
+        packed.drain(..start);
+        packed.shrink_to_fit();
+        self.written = written - start;
+        self.cost = self.cost.saturating_sub(before.0 - first.cost());
+        self.bytes = self.bytes.saturating_sub(before.1 - first.bytes().len());
+        if left == 0 {
+            self.cost = self.cost.saturating_sub(first.cost());
+            self.segments.pop_front();
+        }
+        settled
+    }
+
+    /// Whether there is a message that [`conflate`](Self::conflate) would drop, as far as can be told
+    /// without a look at them.
+    pub(crate) fn can_conflate(&self) -> bool {
+        self.messages > usize::from(self.written > 0)
+    }
+}
+
+/// Where the message begins and ends that has an octet before and one behind `offset`, or both are
+/// `offset` if one ends there; and how many come before it.
+fn message_at(framing: Framing, packed: &[u8], offset: usize) -> Option<(usize, usize, usize)> {
+    let (mut start, mut end, mut before) = (0, 0, 0);
+    while end < offset {
+        start = end;
+        let mut more = true;
+        while more {
+            let header = parse_header(framing, packed.get(end..)?).ok()??;
+            if header.command {
+                return None;
+            }
+            more = header.more;
+            end = end.checked_add(header.size)?.checked_add(usize::try_from(header.len).ok()?)?;
+        }
+        if end > packed.len() {
+            return None;
+        }
+        if end <= offset {
+            start = end;
+            before += 1;
+        }
+    }
+    Some((start, end, before))
 }
 
 impl Segment {
@@ -1084,18 +1149,74 @@ mod tests {
         let pool = &mut Pool::default();
         let mut outbox = Outbox::new(0, 0, false);
         queue(&mut outbox, Payload::Slices(&[b"a"]), pool);
-        assert_eq!(outbox.conflate(), 1);
+        let dropped = |dropped| Settled { sent: 0, dropped };
+        assert_eq!(outbox.conflate(), dropped(1));
         queue(&mut outbox, Payload::Slices(&[b"b"]), pool);
         let mut flight = outbox.take(1000, pool).unwrap();
         flight.advance(1);
-        assert_eq!(outbox.conflate(), 0, "in flight");
+        assert_eq!(outbox.conflate(), dropped(0), "in flight");
         outbox.settle(flight, pool);
-        assert_eq!(outbox.conflate(), 0, "half-sent");
+        assert!(!outbox.can_conflate());
+        assert_eq!(outbox.conflate(), dropped(0), "half-sent");
         assert_eq!(outbox.messages(), 1);
         queue(&mut outbox, Payload::Slices(&[b"c"]), pool);
-        assert_eq!(outbox.conflate(), 1, "behind the half-sent one");
+        assert!(outbox.can_conflate());
+        assert_eq!(outbox.conflate(), dropped(1), "behind the half-sent one");
         queue(&mut outbox, Payload::Slices(&[b"d"]), pool);
         assert_eq!(octets(&outbox.take(1000, pool).unwrap()), b"\x01b\0\x01d");
+    }
+
+    #[test]
+    fn conflating_leaves_only_the_half_sent_message_of_a_buffer() {
+        for framing in [Framing::New, Framing::Old] {
+            // three messages of 6 octets, the second of two frames
+            for written in 0..18 {
+                let pool = &mut Pool::default();
+                let mut outbox = Outbox::new(0, 0, false);
+                outbox.set_framing(framing, pool);
+                queue(&mut outbox, Payload::Slices(&[b"aaaa"]), pool);
+                queue(&mut outbox, Payload::Slices(&[b"b", b"b"]), pool);
+                queue(&mut outbox, Payload::Slices(&[b"cccc"]), pool);
+                let mut flight = outbox.take(1000, pool).unwrap();
+                let wire = octets(&flight);
+                assert_eq!(wire.len(), 18);
+                flight.advance(written);
+                assert_eq!(outbox.settle(flight, pool), 0);
+                let (sent, half) = (written / 6, usize::from(written % 6 > 0));
+                assert_eq!(outbox.conflate(), Settled { sent, dropped: 3 - sent - half });
+                assert_eq!((outbox.messages(), outbox.bytes()), (half, 6 * half));
+                assert_eq!(outbox.is_idle(), half == 0);
+                assert_eq!(outbox.cost(), outbox.segments.iter().map(Segment::cost).sum::<usize>());
+                queue(&mut outbox, Payload::Slices(&[b"d"]), pool);
+                let rest = octets(&outbox.take(1000, pool).unwrap());
+                let (rest, new) = rest.split_at(rest.len() - 3);
+                assert_eq!(rest, &wire[written..(sent + half) * 6], "{written}");
+                assert_eq!(new.last(), Some(&b'd'));
+            }
+        }
+    }
+
+    #[test]
+    fn conflating_cuts_no_group_of_several_buffers_and_no_commands() {
+        let pool = &mut Pool::default();
+        let mut outbox = Outbox::new(0, 0, false);
+        queue(&mut outbox, Payload::Slices(&[b"a"]), pool);
+        let large = Message::from_frames([Bytes::from(vec![7; SHARE])]);
+        queue(&mut outbox, Payload::Message(&large), pool);
+        let mut flight = outbox.take(usize::MAX, pool).unwrap();
+        flight.advance(1);
+        outbox.settle(flight, pool);
+        queue(&mut outbox, Payload::Slices(&[b"b"]), pool);
+        assert_eq!(outbox.conflate(), Settled { sent: 0, dropped: 1 });
+        assert_eq!(outbox.messages(), 2);
+        let mut outbox = Outbox::new(0, 0, false);
+        outbox.control().extend_from_slice(b"\x04\x02\x01S");
+        queue(&mut outbox, Payload::Slices(&[b"a"]), pool);
+        let mut flight = outbox.take(1000, pool).unwrap();
+        flight.advance(1);
+        outbox.settle(flight, pool);
+        assert_eq!(outbox.conflate(), Settled { sent: 0, dropped: 1 });
+        assert_eq!(octets(&outbox.take(1000, pool).unwrap()), b"\x02\x01S");
     }
 
     #[derive(Debug, Clone)]

@@ -347,6 +347,9 @@ macro_rules! common_methods {
             /// Closes the socket: sends what is queued within `linger`, ends every connection, and
             /// returns when nothing of it is left. Other handles find it closed from the beginning.
             ///
+            /// A peer is waited for until it has closed as well, for half a second at most. PUSH gives
+            /// peers that it has sent messages to `linger` for that, and 30 s at most.
+            ///
             /// Without this the socket closes when its last handle is dropped, which does not wait:
             /// what is queued is then sent within `linger` in the background, as long as the
             /// runtime lives, and what is discarded is logged.

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod deadline;
+#[allow(dead_code, reason = "not every test needs all of it")]
+mod peer;
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -12,14 +14,40 @@ use std::time::{Duration, Instant};
 use deadline::{DEADLINE, event, within};
 use dragonwire::{
     DropReason, Endpoint, Error, Event, Message, Monitor, PubSocket, PullSocket, PushSocket,
-    RecvError, SocketOptions, SubSocket, TrySendError, XPubSocket, XSubSocket,
+    RecvError, SocketOptions, SubSocket, TrySendError, Version, XPubSocket, XSubSocket,
 };
 use futures::StreamExt;
+use peer::Peer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::task::yield_now;
 use tokio::time::timeout;
+
+/// What the kernel has yet to send would be lost if the peer said something to a connection that is gone.
+#[tokio::test]
+async fn a_slow_reader_that_sends_pings_gets_what_was_sent_before_the_close() {
+    let push = PushSocket::new();
+    let endpoint = push.bind("tcp://127.0.0.1:*").await.unwrap();
+    let mut reader = Peer::connect_narrow(&endpoint).await;
+    reader.shake(Version::V3_1, "PULL").await;
+    let body = vec![7; 10_000];
+    for _ in 0..20 {
+        within(push.send(body.clone())).await.unwrap();
+    }
+    let mut closing = std::pin::pin!(push.close());
+    assert!(timeout(Duration::from_secs(1), &mut closing).await.is_err(), "it has not been read");
+    reader.write(&peer::ping(0, b"")).await;
+    let reading = async {
+        let message = peer::encode(Version::V3_1, &[&body]);
+        for _ in 0..20 {
+            assert!(reader.read(message.len()).await == message);
+        }
+        reader.hang_up();
+    };
+    let (report, ()) = within(async { tokio::join!(closing, reading) }).await;
+    assert_eq!(report.discarded, 0);
+}
 
 /// How often the leak tests connect and disconnect.
 const CYCLES: usize = 2000;

@@ -3,7 +3,9 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
@@ -235,6 +237,7 @@ impl SocketSubscriber {
             shared: self.shared.clone(),
             context: self.context.clone(),
             told: VecDeque::new(),
+            attention: Attention::new(Instant::now()),
             complaints: Complaints::default(),
         };
         let addresses = self.run(receiving, &handle)?;
@@ -468,7 +471,45 @@ struct Receiving {
     context: Arc<DriverContext>,
     /// Events to be handed over.
     told: VecDeque<SubscriberEvent>,
+    attention: Attention,
     complaints: Complaints,
+}
+
+/// How long peers were not listened to: what they say meanwhile waits, and that is not their silence.
+#[derive(Debug)]
+struct Attention {
+    looked: Instant,
+    /// Since when there is no room for what comes.
+    full_since: Option<Instant>,
+    /// The time without room since it was looked at.
+    deaf: Duration,
+}
+
+impl Attention {
+    fn new(now: Instant) -> Self {
+        Self { looked: now, full_since: None, deaf: Duration::ZERO }
+    }
+
+    /// Takes note of whether there is room.
+    fn note(&mut self, room: Poll<()>, now: impl FnOnce() -> Instant) -> Poll<()> {
+        if room.is_pending() {
+            self.full_since.get_or_insert_with(now);
+        } else if let Some(since) = self.full_since.take() {
+            self.deaf += now().saturating_duration_since(since);
+        }
+        room
+    }
+
+    /// How long it was since this was asked last.
+    fn look(&mut self, now: Instant) -> Duration {
+        let passed = now.saturating_duration_since(std::mem::replace(&mut self.looked, now));
+        let mut deaf = std::mem::take(&mut self.deaf);
+        if let Some(since) = &mut self.full_since {
+            deaf += now.saturating_duration_since(std::mem::replace(since, now));
+        }
+        // so late: the process did not run
+        if passed > 2 * TICK { passed } else { deaf.min(passed) }
+    }
 }
 
 /// Whose message it is, for the log.
@@ -524,18 +565,20 @@ impl Receiving {
                 biased;
                 () = ending.cancelled() => break,
                 _ = ticks.tick() => {
+                    let (shared, now) = (self.shared.clone(), Instant::now());
                     let mut lost = Vec::new();
-                    let shared = self.shared.clone();
-                    shared.tracking().tracker.expire(Instant::now(), &mut lost);
+                    let mut tracking = shared.tracking();
+                    tracking.tracker.delay(self.attention.look(now));
+                    tracking.tracker.expire(now, &mut lost);
                     self.told.extend(lost.into_iter().map(SubscriberEvent::Sync));
-                    self.hand_over(shared.tracking());
+                    self.hand_over(tracking);
                 }
                 Some(event) = self.monitor.recv() => {
                     let shared = self.shared.clone();
                     self.note(&mut shared.tracking(), event);
                     self.hand_over(shared.tracking());
                 }
-                received = receive(&mut self.socket, &queue) => {
+                received = receive(&mut self.socket, &queue, &mut self.attention) => {
                     let Ok(message) = received else { break };
                     self.take_batch(message);
                 }
@@ -675,8 +718,12 @@ fn unreadable() -> SubscriberEvent {
 }
 
 /// The next message, once there is room for what it holds.
-async fn receive(socket: &mut Socket, queue: &Queue) -> Result<Message, RecvError> {
-    std::future::poll_fn(|cx| queue.poll_room(cx)).await;
+async fn receive(
+    socket: &mut Socket,
+    queue: &Queue,
+    attention: &mut Attention,
+) -> Result<Message, RecvError> {
+    poll_fn(|cx| attention.note(queue.poll_room(cx), Instant::now)).await;
     socket.recv().await
 }
 
@@ -696,3 +743,30 @@ const BETWEEN_COMPLAINTS: Duration = Duration::from_secs(1);
 /// Messages that are taken in one go, and their octets; the last of them may go beyond that.
 const BATCH: usize = 256;
 pub(super) const BATCH_OCTETS: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_without_room_and_without_being_run_is_not_listened() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut attention = Attention::new(start);
+        let mut note = |room, millis| {
+            let room = if room { Poll::Ready(()) } else { Poll::Pending };
+            assert_eq!(attention.note(room, || at(millis)), room);
+        };
+        note(true, 100);
+        note(false, 200);
+        note(false, 300);
+        note(true, 400);
+        note(false, 900);
+        assert_eq!(attention.look(at(1000)).as_millis(), 200 + 100);
+        assert_eq!(attention.look(at(2000)).as_millis(), 1000);
+        assert!(attention.note(Poll::Ready(()), || at(2100)).is_ready());
+        assert_eq!(attention.look(at(3000)).as_millis(), 100);
+        assert_eq!(attention.look(at(5500)).as_millis(), 2500, "it was not run");
+        assert_eq!(attention.look(at(6500)).as_millis(), 0);
+    }
+}

@@ -336,6 +336,16 @@ impl Tracker {
         }
     }
 
+    /// For so long nobody was listened to: who is waited for has as much longer.
+    pub(crate) fn delay(&mut self, by: Duration) {
+        self.successors.iter_mut().for_each(|(_, until)| *until += by);
+        for since in self.links.values_mut().filter_map(|link| link.since.as_mut()) {
+            *since += by;
+        }
+        let lives = self.publishers.values_mut().flatten();
+        lives.filter_map(|life| life.ends_at.as_mut()).for_each(|at| *at += by);
+    }
+
     /// What has not been heard of for too long is told to end unknown. To be called now and then.
     pub(crate) fn expire(&mut self, now: Instant, missing: &mut Vec<Sync>) {
         let mut expired: Vec<_> =
@@ -748,7 +758,10 @@ mod tests {
         run.event(7, 2, 1);
         run.tracker.expire(run.now, &mut run.syncs);
         assert_eq!(run.missing(), [], "it may be told in a moment");
+        run.tracker.delay(GRACE);
         run.tracker.expire(run.now + GRACE, &mut run.syncs);
+        assert_eq!(run.missing(), []);
+        run.tracker.expire(run.now + 2 * GRACE, &mut run.syncs);
         assert_eq!(run.missing(), [(7, 1, 2, None)]);
         run.event(7, 2, 2);
         assert_eq!(run.missing(), []);
@@ -804,6 +817,10 @@ mod tests {
         run.said(2, true, vec![]);
         run.said(2, false, vec![at(8, 1, 2, 1, false)]);
         run.now += GRACE;
+        run.tracker.delay(GRACE / 2);
+        run.tracker.expire(run.now, &mut run.syncs);
+        assert_eq!(run.missing(), [], "it may have come and not been heard");
+        run.now += GRACE / 2;
         run.tracker.expire(run.now, &mut run.syncs);
         assert_eq!(run.missing(), [(7, 1, 2, None)]);
         run.tracker.expire(run.now + GRACE, &mut run.syncs);
@@ -819,7 +836,10 @@ mod tests {
         run.disconnect();
         run.tracker.expire(run.now + GRACE, &mut run.syncs);
         assert_eq!(run.missing(), [], "a hiccup");
+        run.tracker.delay(GRACE);
         run.tracker.expire(run.now + PATIENCE, &mut run.syncs);
+        assert_eq!(run.missing(), []);
+        run.tracker.expire(run.now + PATIENCE + GRACE, &mut run.syncs);
         assert_eq!(run.missing(), [(7, 1, 2, None)]);
         run.tracker.expire(run.now + 2 * PATIENCE, &mut run.syncs);
         assert_eq!(run.missing(), []);

@@ -182,7 +182,7 @@ impl Connection {
                 Writing::Busy | Writing::Broken(_) => unreachable!("one thread and no failure"),
             };
             if closing.is_some() && flushed {
-                hub.note_flushed(peer);
+                let _ = hub.note_flushed(peer);
                 hub.detach(peer, Leaving::Closed);
                 self.phase = Phase::Over(DisconnectCause::Local);
                 return Ok(());

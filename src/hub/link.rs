@@ -530,16 +530,20 @@ impl Hub {
         self.lock().peer(id).is_none_or(|peer| peer.outbox.is_flushed())
     }
 
-    /// A connection that this side wants gone has nothing left to send.
-    pub(crate) fn note_flushed(&self, id: PeerId) {
+    /// A connection that this side wants gone has nothing left to send. Tells whether it ever sent a
+    /// message.
+    pub(crate) fn note_flushed(&self, id: PeerId) -> bool {
         let mut after = After::default();
         let mut state = self.lock();
+        let mut sent = false;
         if let Some(peer) = state.peer(id) {
             peer.flushed = true;
+            sent = peer.out.sent > 0;
         }
         after.wake_all(&mut state.watchers);
         drop(state);
         self.finish(after);
+        sent
     }
 
     /// Resolves when what this side wanted gone has nothing left to send, or is gone.

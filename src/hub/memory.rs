@@ -359,7 +359,8 @@ impl Holder for Hub {
         for (index, slot) in state.peers.iter().enumerate() {
             let Some(peer) = slot.peer.as_deref() else { continue };
             let (hoard, ripe) = peer.hoard(state.droppable, now);
-            let queued = state.droppable && peer.stale_queue() >= CRUMB;
+            let queued =
+                state.droppable && peer.stale_queue() >= CRUMB && peer.outbox.can_conflate();
             if (queued || hoard >= MODEST) && peer.memory.evicted.is_none() {
                 each(hoard, ripe, state.id(index as u32).number());
             }
@@ -374,8 +375,10 @@ impl Holder for Hub {
         let (droppable, now) = (state.droppable, clock::now());
         let Some(peer) = state.peer(id) else { return 0 };
         let (held, mut dropped) = (peer.weight(), false);
-        if droppable && peer.stale_queue() > 0 && peer.outbox.messages() > 0 {
-            let messages = peer.outbox.conflate() as u64;
+        if droppable && peer.stale_queue() > 0 {
+            let settled = peer.outbox.conflate();
+            peer.out.sent += settled.sent as u64;
+            let messages = settled.dropped as u64;
             dropped = messages > 0;
             peer.out.dropped.add(DropReason::Memory, messages);
             account.count(Decision::Reclaimed, messages);
@@ -404,7 +407,13 @@ impl Holder for Hub {
 
     fn evict(&self, peer: u64) {
         let mut after = After::default();
-        self.lock().evict(PeerId::from_number(peer).index, &mut after);
+        let id = PeerId::from_number(peer);
+        let mut state = self.lock();
+        // its place may be another's by now
+        if state.peer(id).is_some() {
+            state.evict(id.index, &mut after);
+        }
+        drop(state);
         self.fire(after);
     }
 

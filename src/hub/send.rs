@@ -12,7 +12,7 @@ use crate::command::Subscription;
 use crate::governor::Waiter;
 use crate::message::Message;
 use crate::options::OnFull;
-use crate::outbox::{BATCH, Flight, Payload, Pool};
+use crate::outbox::{BATCH, Flight, Payload, Pool, Settled};
 use crate::stats::DropReason;
 
 /// What happened to a message that PUB or XPUB accepted.
@@ -90,11 +90,12 @@ impl State {
     /// Queues a message for a peer that has room.
     fn accept(&mut self, index: u32, payload: &Payload<'_>, conflate: bool, after: &mut After) {
         let Some(peer) = at_mut(&mut self.peers, index) else { return };
-        let replaced = if conflate { peer.outbox.conflate() } else { 0 };
+        let replaced = if conflate { peer.outbox.conflate() } else { Settled::default() };
+        peer.out.sent += replaced.sent as u64;
         peer.queue(payload, payload.wire_size(), &mut self.pool);
         self.weigh(index);
-        if replaced > 0 {
-            self.drop_outgoing(index, DropReason::Conflated, replaced, after);
+        if replaced.dropped > 0 {
+            self.drop_outgoing(index, DropReason::Conflated, replaced.dropped, after);
         }
     }
 

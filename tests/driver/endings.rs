@@ -3,14 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use dragonwire::driver::codec::{Codec, End, Origin, Position, Positions};
 use dragonwire::driver::directory::{Change, Directory, MemoryDirectory, TABLE};
 use dragonwire::driver::{
     Action, DriverContext, Drivers, NbApi, NetworkDriver, PubSubDriver, Publisher, SubscriberEvent,
     Update, Updates,
 };
+use dragonwire::{Message, PubSocket, SocketOptions};
 use futures::StreamExt;
+use tokio::time::sleep;
+use uuid::Uuid;
 
-use crate::side::{next, next_key, options, publisher, soon, subscriber};
+use crate::side::{network, next, next_key, options, publisher, soon, subscriber};
 
 fn update(key: u64) -> Update {
     Update::new("lport", key.to_string(), Action::Set)
@@ -69,6 +74,53 @@ async fn what_was_dropped_just_before_the_end_is_told() {
     }
     let (closed, ()) = tokio::join!(soon(publisher.close()), account(&mut updates, published));
     closed.unwrap();
+}
+
+/// What waits while the application takes nothing is no silence.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscriber_that_takes_nothing_does_not_take_publishers_for_dead() {
+    let socket_options = SocketOptions::new().metadata("X-Dragonwire-Numbered", "1").send_hwm(0);
+    let service = PubSocket::with_options(socket_options).unwrap();
+    let uri = service.bind("tcp://127.0.0.1:*").await.unwrap().to_string();
+    let subscriber = network(options()).get_subscriber();
+    let mut updates = subscriber.initialize_stream().unwrap();
+    subscriber.register_topic("D").await.unwrap();
+    subscriber.register_listen_address(&uri).await.unwrap();
+    subscriber.daemonize().await.unwrap();
+    soon(service.wait_for_subscribers("D", 1)).await.unwrap();
+
+    let [waiting, flooding] = [1, 2].map(Uuid::from_u128);
+    let send = |body: Vec<u8>| {
+        assert_eq!(service.try_send(Message::pair("D", body)).unwrap().queued, 1);
+    };
+    let event = |publisher, sequence| {
+        let mut body = Vec::new();
+        let origin = Origin { publisher, epoch: 1, sequence };
+        Codec::Protobuf.encode(&update(sequence), "D", &origin, &mut body);
+        send(body);
+    };
+    let says = |announcer_epoch, complete_for, positions| {
+        let announcer = Uuid::from_u128(3);
+        send(Positions { announcer, announcer_epoch, complete_for, positions }.encode());
+    };
+    says(1, Some(Bytes::new()), Vec::new());
+    event(waiting, 1);
+    // another service, to which one comes late
+    says(2, Some(Bytes::new()), Vec::new());
+    for sequence in 1..=4000 {
+        event(flooding, sequence);
+    }
+    let (publisher, topic) = (waiting, Bytes::from("D"));
+    let position = Position { publisher, epoch: 1, topic, first: 2, last: 1, end: End::Open };
+    says(2, None, vec![position]);
+    event(waiting, 2);
+
+    // longer than those have who come to another service
+    sleep(Duration::from_secs(5)).await;
+    for _ in 0..4002 {
+        next_key(&mut updates).await;
+    }
+    assert_eq!(subscriber.stats().syncs, 0);
 }
 
 #[tokio::test]
@@ -143,7 +195,7 @@ async fn a_busy_publishers_row_stays_fresh() {
         async move {
             loop {
                 publisher.send_event(&update(1), None).await.unwrap();
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                sleep(Duration::from_millis(1)).await;
             }
         }
     });
