@@ -37,10 +37,19 @@ main() {
     mkdir -p "$folder/static"
     "${RUSTC:-rustc}" --version
 
-    build dragonwire dist "$limit_command"
-    build dragonwire-publisher-service dist-service "$limit_service" --no-default-features
+    # at the same time: each ends with a long step that takes one core
+    local builds=() pid
+    build dragonwire dist "$limit_command" &
+    builds+=($!)
+    build dragonwire-publisher-service dist-service "$limit_service" --no-default-features &
+    builds+=($!)
     if [[ $test == yes ]]; then
-        run_tests
+        test_all --no-run &
+        builds+=($!)
+    fi
+    for pid in "${builds[@]}"; do wait "$pid"; done
+    if [[ $test == yes ]]; then
+        test_all
         echo "the demo:"
         timeout 120 "$folder/static/dragonwire" demo
         try_service "$folder/static/dragonwire-publisher-service"
@@ -77,12 +86,12 @@ prove_static() {
 # of a file without a loader it fails, and says so
 ldd_says() { ldd "$1" 2>&1 || true; }
 
-# All but the simulation's, which has no kernel under it.
-run_tests() {
+# test_all OPTION...: all tests but the simulation's, which has no kernel under it
+test_all() {
     export CARGO_PROFILE_DEV_DEBUG=0
     local tests=(
         --package dragonwire --package dragonwire-cli --features redis,etcd --locked
-        --target "$target" --lib --bins --tests
+        --target "$target" --lib --bins --tests "$@"
     )
     if cargo nextest --version >/dev/null 2>&1; then
         cargo nextest run "${tests[@]}"

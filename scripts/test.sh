@@ -18,7 +18,7 @@ main() {
     step "no C in the library and the command" scripts/check-no-c.sh
     step "licences of dependencies" scripts/check-licences.sh
     step "fuzz targets and corpora" fuzz
-    step "documentation tests" counted cargo test --workspace --doc --locked
+    step "documentation tests" counted cargo test --workspace --all-features --doc --locked
     step "tests" counted test_all
     step "static build and its tests" counted scripts/build-static.sh --test
     step "64-bit ARM" aarch64

@@ -53,15 +53,7 @@ impl Sending {
         for id in 0..peers as u64 {
             let endpoint = Endpoint::tcp(([127, 0, 0, 1], 1).into());
             let peer = hub.add_peer(endpoint.clone(), false);
-            let info = PeerInfo {
-                id: ConnectionId(id),
-                endpoint,
-                accepted: true,
-                local: None,
-                remote: None,
-                credentials: None,
-                session: None,
-            };
+            let info = PeerInfo::new(ConnectionId(id), endpoint, true);
             hub.attach(peer, Arc::new(info), Version::V3_1, Arc::new(Sink));
             if publish {
                 let all = crate::command::Subscription::Subscribe(b"");

@@ -39,6 +39,13 @@ pub struct PeerInfo {
     pub session: Option<SessionInfo>,
 }
 
+impl PeerInfo {
+    /// A peer of which nothing else is known.
+    pub(crate) fn new(id: ConnectionId, endpoint: Endpoint, accepted: bool) -> Self {
+        Self { id, endpoint, accepted, local: None, remote: None, credentials: None, session: None }
+    }
+}
+
 impl fmt::Display for PeerInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ", self.id)?;

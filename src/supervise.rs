@@ -331,15 +331,9 @@ fn span(info: &PeerInfo) -> Span {
 fn describe(stream: &Stream, endpoint: &Endpoint, accepted: bool) -> PeerInfo {
     static COUNT: AtomicU64 = AtomicU64::new(1);
     let (local, remote) = stream.addresses();
-    PeerInfo {
-        id: ConnectionId(COUNT.fetch_add(1, Ordering::Relaxed)),
-        endpoint: endpoint.clone(),
-        accepted,
-        local,
-        remote,
-        credentials: stream.credentials(),
-        session: None,
-    }
+    let id = ConnectionId(COUNT.fetch_add(1, Ordering::Relaxed));
+    let credentials = stream.credentials();
+    PeerInfo { local, remote, credentials, ..PeerInfo::new(id, endpoint.clone(), accepted) }
 }
 
 /// Accepted connections in their handshake. When there are too many the oldest has to go, once it has

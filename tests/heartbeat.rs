@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 use dragonwire::{
     DisconnectCause, Endpoint, Event, PubSocket, PullSocket, PushSocket, SocketOptions, Version,
 };
-use peer::{DEADLINE, Listener, MS, Peer, command, encode, ended, event, ping, within};
+use peer::{Listener, MS, Peer, command, encode, ended, event, ping, within};
+
+/// Ten PINGs at an interval of 50 ms take no longer on any machine.
+const TEN_BEATS: Duration = Duration::from_secs(10);
 
 fn beating(interval: u64, timeout: u64) -> SocketOptions {
     SocketOptions::new()
@@ -293,7 +296,7 @@ async fn pings_go_out_between_messages() {
             pings += 1;
             peer.write(&command("PONG", b"")).await;
         }
-        assert!(begun.elapsed() < DEADLINE, "{pings} PINGs at an interval of 50 ms");
+        assert!(begun.elapsed() < TEN_BEATS, "{pings} PINGs at an interval of 50 ms");
     }
     drop(peer);
     within("the end of the sender", sender).await.unwrap();
@@ -316,7 +319,7 @@ async fn pings_go_out_while_a_flood_comes_in() {
         while flooding.read_within(Duration::ZERO).await.is_some() {
             octets_of_pings += 1;
         }
-        assert!(begun.elapsed() < DEADLINE, "{} PINGs in 10 s", octets_of_pings / 9);
+        assert!(begun.elapsed() < TEN_BEATS, "{} PINGs", octets_of_pings / 9);
     }
     flooding.send(&["."]).await;
     within("the end of the receiver", receiver).await.unwrap();

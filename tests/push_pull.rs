@@ -5,7 +5,7 @@ use std::time::Duration;
 use dragonwire::{PullSocket, PushSocket};
 use tokio::time::timeout;
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn messages_come_in_order_over_tcp_and_ipc() {

@@ -15,7 +15,7 @@ use dragonwire::driver::{
 use tokio::runtime::Builder;
 use tokio::time::timeout;
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A fork of this process.
 struct Fork(libc::pid_t);

@@ -32,9 +32,6 @@ pub(crate) struct Tracker {
     gone: VecDeque<ConnectionId>,
     /// Connections to endpoints that are not followed any more.
     left: VecDeque<ConnectionId>,
-    /// Announcers that are others than before, until when those whose streams they do not know may
-    /// come to them.
-    successors: Vec<(Endpoint, Instant)>,
     /// Counts topics that became owed.
     order: u64,
 }
@@ -76,6 +73,9 @@ struct Link {
     owed: HashMap<Bytes, ((Uuid, u64), u64)>,
     /// Who announced last.
     announcer: Option<(Uuid, u64)>,
+    /// If that is another one than before: until when those whose streams it does not know may come to
+    /// it.
+    successor_until: Option<Instant>,
     /// When the connection broke.
     since: Option<Instant>,
     /// There was a connection that broke, and what it missed is not known yet.
@@ -317,13 +317,14 @@ impl Tracker {
         let is_another =
             link.announcer.replace(announcer).is_some_and(|before| before != announcer);
         if is_another {
+            // if it is not the first to come after others, those have as long once more
+            link.successor_until = Some(now + GRACE);
             // those who published by the one before may be on their way to this one, or dead
             for life in self.publishers.values_mut().flatten() {
                 if life.by.as_ref() == Some(&endpoint) {
                     life.streams.values_mut().for_each(|stream| stream.unheard = true);
                 }
             }
-            self.successors.push((endpoint, now + GRACE));
             for position in &said.positions {
                 self.hear(position);
             }
@@ -338,9 +339,8 @@ impl Tracker {
 
     /// For so long nobody was listened to: who is waited for has as much longer.
     pub(crate) fn delay(&mut self, by: Duration) {
-        self.successors.iter_mut().for_each(|(_, until)| *until += by);
-        for since in self.links.values_mut().filter_map(|link| link.since.as_mut()) {
-            *since += by;
+        for link in self.links.values_mut() {
+            link.successor_until.iter_mut().chain(&mut link.since).for_each(|at| *at += by);
         }
         let lives = self.publishers.values_mut().flatten();
         lives.filter_map(|life| life.ends_at.as_mut()).for_each(|at| *at += by);
@@ -348,10 +348,11 @@ impl Tracker {
 
     /// What has not been heard of for too long is told to end unknown. To be called now and then.
     pub(crate) fn expire(&mut self, now: Instant, missing: &mut Vec<Sync>) {
-        let mut expired: Vec<_> =
-            self.successors.extract_if(.., |(_, until)| *until <= now).map(|(at, _)| at).collect();
-        let mut ended = Vec::new();
+        let (mut expired, mut ended) = (Vec::new(), Vec::new());
         for (endpoint, link) in &mut self.links {
+            if link.successor_until.take_if(|until| now >= *until).is_some() {
+                expired.push(endpoint.clone());
+            }
             if link.announces && link.since.is_some_and(|since| now >= since + PATIENCE) {
                 link.since = None;
                 ended.push(endpoint.clone());
@@ -371,7 +372,6 @@ impl Tracker {
                 }
             }
         }
-        expired.clear();
     }
 
     fn position(
@@ -825,6 +825,23 @@ mod tests {
         assert_eq!(run.missing(), [(7, 1, 2, None)]);
         run.tracker.expire(run.now + GRACE, &mut run.syncs);
         assert_eq!(run.missing(), []);
+    }
+
+    #[test]
+    fn who_comes_to_a_services_second_successor_has_the_time_that_this_gives() {
+        let mut run = Run::new();
+        run.connect(true);
+        run.said(1, true, vec![]);
+        run.event(7, 1, 1);
+        for announcer in [2, 3] {
+            run.said(announcer, true, vec![]);
+            run.now += GRACE - Duration::from_secs(1);
+        }
+        run.tracker.expire(run.now, &mut run.syncs);
+        assert_eq!(run.missing(), []);
+        run.now += Duration::from_secs(1);
+        run.tracker.expire(run.now, &mut run.syncs);
+        assert_eq!(run.missing(), [(7, 1, 2, None)]);
     }
 
     #[test]

@@ -133,13 +133,8 @@ impl Connection {
                     let added = || hub.add_peer(endpoint.clone(), false);
                     let peer = *self.peer.get_or_insert_with(added);
                     let info = Arc::new(PeerInfo {
-                        id: ConnectionId(1),
-                        endpoint,
-                        accepted: true,
-                        local: None,
-                        remote: None,
-                        credentials: None,
                         session: Some(session),
+                        ..PeerInfo::new(ConnectionId(1), endpoint, true)
                     });
                     let between = Phase::Over(DisconnectCause::Local);
                     let Phase::Handshake(handshake) = std::mem::replace(&mut self.phase, between)

@@ -219,15 +219,7 @@ fn squeeze(config: &Config, limits: u8, heavy: bool, octets: &[u8]) {
 /// A peer that has subscribed to everything and reads nothing.
 fn stall(hub: &Arc<Hub>, endpoint: Endpoint) -> PeerId {
     let peer = hub.add_peer(endpoint.clone(), false);
-    let info = PeerInfo {
-        id: ConnectionId(2),
-        endpoint,
-        accepted: true,
-        local: None,
-        remote: None,
-        credentials: None,
-        session: None,
-    };
+    let info = PeerInfo::new(ConnectionId(2), endpoint, true);
     hub.attach(peer, Arc::new(info), Version::V3_1, Pipe::new(0));
     assert_eq!(hub.peer_subscription(peer, Subscription::Subscribe(b"")), Ok(()));
     peer

@@ -482,7 +482,7 @@ mod tests {
     use crate::command::Subscription;
     use crate::governor::Budget;
     use crate::greeting::Version;
-    use crate::hub::Wire;
+    use crate::hub::{Leaving, Wire};
     use crate::options::SocketOptions;
     use crate::peer::{ConnectionId, PeerInfo};
     use crate::socket_type::SocketType;
@@ -500,15 +500,7 @@ mod tests {
     fn subscriber(hub: &Hub, subscriptions: usize, takes: bool) -> PeerId {
         let endpoint: crate::Endpoint = "tcp://127.0.0.1:1".parse().unwrap();
         let id = hub.add_peer(endpoint.clone(), false);
-        let info = PeerInfo {
-            id: ConnectionId(u64::from(id.index)),
-            endpoint,
-            accepted: true,
-            local: None,
-            remote: None,
-            credentials: None,
-            session: None,
-        };
+        let info = PeerInfo::new(ConnectionId(u64::from(id.index)), endpoint, true);
         hub.attach(id, Arc::new(info), Version::V3_1, Arc::new(Full));
         for n in 1..subscriptions {
             let topic = format!("topic {n}");
@@ -540,6 +532,20 @@ mod tests {
         let queued = |id| hub.lock().peer(id).unwrap().outbox.messages();
         assert_eq!((queued(good), queued(slow)), (5, 0));
         assert_eq!(budget.usage().reclaimed, 5);
+    }
+
+    #[test]
+    fn who_took_the_place_of_one_that_has_to_go_stays() {
+        let budget = Budget::process(1 << 20);
+        let hub = Hub::new(SocketType::Pub, Arc::new(SocketOptions::new().budget(&budget)));
+        let hoarder = subscriber(&hub, 1, false);
+        hub.detach(hoarder, Leaving::Lost);
+        let next = subscriber(&hub, 1, true);
+        assert_eq!(next.index, hoarder.index);
+        hub.evict(hoarder.number());
+        assert_eq!(budget.usage().disconnected, 0);
+        hub.evict(next.number());
+        assert_eq!(budget.usage().disconnected, 1);
     }
 
     #[test]

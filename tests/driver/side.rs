@@ -11,7 +11,7 @@ use dragonwire::driver::{
 };
 use tokio::time::timeout;
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The result, or a panic when it takes too long.
 pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
