@@ -88,7 +88,7 @@ ldd_says() { ldd "$1" 2>&1 || true; }
 
 # test_all OPTION...: all tests but the simulation's, which has no kernel under it
 test_all() {
-    export CARGO_PROFILE_DEV_DEBUG=0
+    export CARGO_PROFILE_DEV_DEBUG=0 NEXTEST_TEST_THREADS=$((2 * $(nproc)))
     local tests=(
         --package dragonwire --package dragonwire-cli --features redis,etcd --locked
         --target "$target" --lib --bins --tests "$@"

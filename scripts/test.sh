@@ -11,6 +11,8 @@ main() {
         # backtraces need
         export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=line-tables-only
     fi
+    # see .config/nextest.toml
+    export NEXTEST_TEST_THREADS=$((2 * $(nproc)))
     step "tools" set_up
     step "format" format
     step "clippy" cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
