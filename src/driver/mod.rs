@@ -3,6 +3,8 @@
 //!
 //! A driver is chosen by its alias at run time and gives one [`Publisher`] and one [`Subscriber`].
 
+#[cfg(test)]
+mod books;
 pub mod codec;
 pub mod config;
 mod delivery;

@@ -586,10 +586,10 @@ fn gap(publisher: Uuid, epoch: u64, topic: &[u8], from: u64, to: u64, cause: Syn
 const MAX_STREAMS: usize = 1 << 17;
 
 /// How long publishers have to show themselves to a service that took the place of another.
-const GRACE: Duration = Duration::from_secs(3);
+pub(super) const GRACE: Duration = Duration::from_secs(3);
 
 /// A connection that was away for longer is no hiccup.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Connections that are gone and still known.
 const KEPT_CONNECTIONS: usize = 1024;
