@@ -1224,6 +1224,7 @@ mod tests {
         Push(Vec<usize>, bool),
         Control,
         Write(usize),
+        Conflate,
         Rewind,
     }
 
@@ -1233,19 +1234,20 @@ mod tests {
             (prop::collection::vec(len, 1..4), any::<bool>()).prop_map(|(l, s)| Op::Push(l, s)),
             Just(Op::Control),
             (0usize..3 * SHARE).prop_map(Op::Write),
+            Just(Op::Conflate),
             Just(Op::Rewind),
         ]
     }
 
     proptest! {
-        /// Whatever is pushed, written in part and cut off: each connection carries whole messages
-        /// (but for the last one) in order, every message counts as sent exactly when all of its
-        /// octets went out, and none that was not goes missing.
+        /// Whatever is pushed, written in part, dropped and cut off: each connection carries whole
+        /// messages (but for the last one) in order, every message counts as sent exactly when all of
+        /// its octets went out, and none that was not goes missing but the newest that are dropped.
         #[test]
         fn books_balance(ops in prop::collection::vec(op(), 1..60)) {
             let pool = &mut Pool::default();
             let mut outbox = Outbox::new(0, 0, false);
-            let (mut pushed, mut sent) = (0usize, 0usize);
+            let (mut pushed, mut sent, mut dropped) = (0usize, 0usize, 0usize);
             let mut wire = Vec::new();
             let mut expected: VecDeque<Vec<Vec<u8>>> = VecDeque::new();
             for op in ops.into_iter().chain([Op::Rewind, Op::Write(usize::MAX), Op::Rewind]) {
@@ -1280,6 +1282,14 @@ mod tests {
                             sent += outbox.settle(flight, pool);
                         }
                     }
+                    Op::Conflate => {
+                        let settled = outbox.conflate();
+                        sent += settled.sent;
+                        dropped += settled.dropped;
+                        expected.truncate(expected.len() - settled.dropped);
+                        // what is left the kernel has in part
+                        prop_assert!(outbox.segments.is_empty() || outbox.written > 0);
+                    }
                     Op::Rewind => {
                         sent += outbox.rewind(Framing::New, pool);
                         // what this connection carried
@@ -1295,10 +1305,10 @@ mod tests {
                             }
                         }
                         wire.clear();
-                        prop_assert_eq!(sent + expected.len(), pushed);
+                        prop_assert_eq!(sent + dropped + expected.len(), pushed);
                     }
                 }
-                prop_assert_eq!(outbox.messages() + sent, pushed);
+                prop_assert_eq!(outbox.messages() + sent + dropped, pushed);
                 // commands that were sent in part are no part of it
                 let queued = outbox.segments.iter().filter(|segment| !segment.control);
                 let cost = queued.map(Segment::cost).sum::<usize>();
