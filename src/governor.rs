@@ -14,7 +14,8 @@
 //!    next message whatever the others do.
 //! 3. **Who is refused while another has four times as much makes the worst hoarders give way**, the
 //!    largest first, until an eighth is free again; who keeps up or comes anew, however little they
-//!    have. Queues of PUB, XPUB and XSUB are dropped; peers
+//!    have; and where several have parts of messages that leave none of them room for the rest, one has
+//!    to go. Queues of PUB, XPUB and XSUB are dropped; peers
 //!    that hold on to half-sent messages or to subscriptions are disconnected. Queues of PUSH and what the
 //!    application has not received are never dropped: there the sender waits.
 //!
@@ -107,6 +108,7 @@ impl Budget {
             counts: Default::default(),
             worst: AtomicUsize::new(0),
             pressed: AtomicBool::new(false),
+            wanted: AtomicUsize::new(0),
             resting: AtomicU64::new(0),
             made: clock::now(),
             hungry: AtomicBool::new(false),
@@ -157,7 +159,7 @@ impl Budget {
 pub(crate) trait Holder: Send + Sync {
     /// Gives up what nobody needs, and calls `each` with every peer that holds much which it can be made
     /// to give up: how much, and whether it can be now.
-    fn hoarders(&self, each: &mut dyn FnMut(usize, bool, u64));
+    fn hoarders(&self, each: &mut dyn FnMut(Hoard, bool, u64));
 
     /// Makes a peer give up what it can and stay; tells what would come free if it went.
     fn give_up(&self, peer: u64) -> usize;
@@ -167,6 +169,15 @@ pub(crate) trait Holder: Send + Sync {
 
     /// There may be memory for a peer that waits for some, or for senders. `false`: nobody waits.
     fn wake(&self, waiter: Waiter) -> bool;
+}
+
+/// What a peer can be made to give up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Hoard {
+    /// The more the longer it has been of no use.
+    pub(crate) weight: usize,
+    /// What would come free if it went.
+    pub(crate) octets: usize,
 }
 
 /// Who waits for memory.
@@ -190,6 +201,8 @@ struct Ledger {
     worst: AtomicUsize,
     /// Somebody was refused what a hoarder could give up.
     pressed: AtomicBool,
+    /// The most that a peer wanted to hold of a message that is not whole, and was refused.
+    wanted: AtomicUsize,
     /// Before so many milliseconds since `made` there is no use in looking for hoarders.
     resting: AtomicU64,
     made: Instant,
@@ -245,20 +258,20 @@ impl Ledger {
         let sockets: Vec<_> = lock(&self.sockets).iter().filter_map(Weak::upgrade).collect();
         let (mut hoards, mut left) = (Vec::new(), 0);
         for (socket, holder) in sockets.iter().enumerate() {
-            holder.hoarders(&mut |octets, now, peer| match now {
-                true => hoards.push((octets, socket, peer)),
-                false => left = left.max(octets),
+            holder.hoarders(&mut |hoard, now, peer| match now {
+                true => hoards.push((hoard, socket, peer)),
+                false => left = left.max(hoard.weight),
             });
         }
         hoards.sort_unstable_by(|a, b| b.cmp(a));
-        let worst = hoards.first().map_or(0, |(octets, ..)| *octets);
+        let worst = hoards.first().map_or(0, |(hoard, ..)| hoard.weight);
         let target = self.soft() - self.soft() / 8;
         let too_much = || self.used.load(Ordering::Relaxed).saturating_sub(target);
         let mut fruitless = true;
         let mut stubborn = Vec::new();
-        for (octets, socket, peer) in hoards {
-            if octets < worst / WORSE || too_much() == 0 {
-                left = left.max(octets);
+        for &(Hoard { weight, .. }, socket, peer) in &hoards {
+            if weight < worst / WORSE || too_much() == 0 {
+                left = left.max(weight);
                 break;
             }
             let Some(holder) = sockets.get(socket) else { continue };
@@ -277,6 +290,18 @@ impl Ledger {
             }
             holder.evict(peer);
             leaving += rest;
+        }
+        // several that hold parts of messages leave each other nothing, though there is some air
+        let wanted = self.wanted.swap(0, Ordering::Relaxed);
+        let is_enough = self.used.load(Ordering::Relaxed) <= self.soft().saturating_sub(wanted);
+        if fruitless && wanted > 0 && !is_enough {
+            let mut alike = hoards.iter().filter(|(hoard, ..)| hoard.octets >= wanted / WORSE);
+            if let (Some(&(_, socket, peer)), Some(_)) = (alike.next(), alike.next())
+                && let Some(holder) = sockets.get(socket)
+            {
+                holder.evict(peer);
+                fruitless = false;
+            }
         }
         self.worst.store(left, Ordering::Relaxed);
         if fruitless {
@@ -366,6 +391,9 @@ impl Account {
             // one that keeps up need not put up with others that have as little but do not
             let enough = if modest || urgent { 1 } else { will_hold.saturating_mul(WORSE) };
             if worst >= enough && !ledger.is_resting() {
+                if urgent && !granted && !modest && held > 0 {
+                    ledger.wanted.fetch_max(will_hold, Ordering::Relaxed);
+                }
                 ledger.pressed.store(true, Ordering::Release);
             }
         }

@@ -398,3 +398,32 @@ async fn pings_that_nobody_fetches_the_answers_of_cost_little() {
     assert_eq!(within("a message", subscriber.recv()).await.unwrap(), "through".into());
     assert!(budget.usage().peak < MIB / 2, "{:?}", budget.usage());
 }
+
+/// Each of them fits alone. Begun at once, none leaves another what it needs: one has to go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_messages_do_not_wait_for_each_other_for_ever() {
+    let budget = Budget::process(64 * MIB);
+    let mut pull = PullSocket::with_options(options(&budget)).unwrap();
+    let endpoint = pull.bind("tcp://127.0.0.1:*").await.unwrap();
+    let octets = encode(Version::V3_1, &[vec![7; 15 * MIB]]);
+    let (begun, rest) = octets.split_at(9 * MIB);
+    let mut peers = Vec::new();
+    for _ in 0..3 {
+        let mut peer = Peer::join(&endpoint, Version::V3_1, "PUSH").await;
+        within("what there is room for", peer.write(begun)).await;
+        peers.push(peer);
+    }
+    let writing = peers.into_iter().map(|mut peer| {
+        let rest = rest.to_vec();
+        tokio::spawn(async move {
+            peer.write_until_blocked(&rest, peer::DEADLINE).await;
+            peer
+        })
+    });
+    let writing: Vec<_> = writing.collect();
+    assert_eq!(within("a message", pull.recv()).await.unwrap().size(), 15 * MIB);
+    let usage = budget.usage();
+    assert!((1..3).contains(&usage.disconnected), "{usage:?}");
+    within_budget(&budget);
+    writing.iter().for_each(|task| task.abort());
+}

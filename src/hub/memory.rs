@@ -8,7 +8,7 @@ use super::{After, Hub, Peer, PeerId, State, at_mut};
 use crate::clock;
 use crate::engine::HANDSHAKE_MAX;
 use crate::framing::Room;
-use crate::governor::{Account, Decision, Holder, Request, Waiter};
+use crate::governor::{Account, Decision, Hoard, Holder, Request, Waiter};
 use crate::monitor::Event;
 use crate::outbox::Payload;
 use crate::stats::DropReason;
@@ -352,16 +352,17 @@ impl Drop for Admission {
 }
 
 impl Holder for Hub {
-    fn hoarders(&self, each: &mut dyn FnMut(usize, bool, u64)) {
+    fn hoarders(&self, each: &mut dyn FnMut(Hoard, bool, u64)) {
         let now = clock::now();
         let mut state = self.lock();
         state.empty_pool();
         for (index, slot) in state.peers.iter().enumerate() {
             let Some(peer) = slot.peer.as_deref() else { continue };
-            let (hoard, ripe) = peer.hoard(state.droppable, now);
+            let (weight, ripe) = peer.hoard(state.droppable, now);
             let queued =
                 state.droppable && peer.stale_queue() >= CRUMB && peer.outbox.can_conflate();
-            if (queued || hoard >= MODEST) && peer.memory.evicted.is_none() {
+            if (queued || weight >= MODEST) && peer.memory.evicted.is_none() {
+                let hoard = Hoard { weight, octets: peer.cost() };
                 each(hoard, ripe, state.id(index as u32).number());
             }
         }
@@ -521,8 +522,10 @@ mod tests {
             assert_eq!(delivery.queued, 2);
         }
         let mut hoarders = Vec::new();
-        hub.hoarders(&mut |octets, _, peer| hoarders.push((octets, PeerId::from_number(peer))));
-        hoarders.sort_by_key(|(octets, _)| *octets);
+        hub.hoarders(&mut |hoard, _, peer| {
+            hoarders.push((hoard.weight, PeerId::from_number(peer)));
+        });
+        hoarders.sort_by_key(|(weight, _)| *weight);
         let [(less, first), (more, second)] = hoarders[..] else { panic!("{hoarders:?}") };
         assert_eq!((first, second), (good, slow));
         assert!(less >= MODEST && more >= less + 5000, "{less}, {more}");
